@@ -1,0 +1,56 @@
+"""The two ways in which this package speaks up about its input."""
+
+from __future__ import annotations
+
+import warnings
+
+
+class ContrastInputError(ValueError):
+    """An input that cannot be used: which argument, what was found, what to do.
+
+    Args:
+        function: Public name of the function that refuses, such as ``"nt_xent"``.
+        argument: Name of the offending argument.
+        found: What was found, as the predicate of a sentence: ``"has shape (255, 128)"``.
+        fix: What to do next, as an imperative: ``"pass the same number of rows"``.
+
+    Example:
+        >>> str(ContrastInputError("sinkhorn", argument="epsilon", found="is 0", fix="pass > 0"))
+        "sinkhorn: argument 'epsilon' is 0: pass > 0"
+    """
+
+    def __init__(self, function: str, *, argument: str, found: str, fix: str) -> None:
+        self.function = function
+        self.argument = argument
+        self.found = found
+        self.fix = fix
+        super().__init__(f"{function}: argument '{argument}' {found}: {fix}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the parts when the error crosses a process boundary."""
+        return _rebuild, (self.function, self.argument, self.found, self.fix)
+
+
+class ContrastWarning(UserWarning):
+    """An input that can be used but is probably not what was meant."""
+
+
+def _rebuild(function: str, argument: str, found: str, fix: str) -> ContrastInputError:
+    return ContrastInputError(function, argument=argument, found=found, fix=fix)
+
+
+def warn(function: str, *, argument: str, found: str, fix: str) -> None:
+    """Warn in the words of `ContrastInputError`.
+
+    Python's default filter shows equal text from one place once per process, so a training loop
+    is warned once; keep changing numbers out of ``found``.
+
+    Args:
+        function: Public name of the function that warns.
+        argument: Name of the argument.
+        found: What was found, as the predicate of a sentence.
+        fix: What to do next, as an imperative.
+    """
+    warnings.warn(
+        f"{function}: argument '{argument}' {found}: {fix}", ContrastWarning, stacklevel=2
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Severity = Literal["error", "warning", "note"]
@@ -34,9 +35,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """All findings of a check, in the order they were made."""
+    """All findings of a check, in the order they were made.
+
+    Args:
+        items: The findings.
+        names: The user's own names of files and subjects -> what stands for them in a run folder.
+            Lives in memory only: terminals show own names, run folders show the others.
+    """
 
     items: tuple[Finding, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.items)
@@ -45,7 +53,8 @@ class Findings:
         return len(self.items)
 
     def __add__(self, other: Iterable[Finding]) -> Findings:
-        return Findings((*self.items, *other))
+        names = other.names if isinstance(other, Findings) else {}
+        return Findings((*self.items, *other), {**self.names, **names})
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -64,6 +73,23 @@ class Findings:
             "errors": len(self.errors),
             "warnings": len(self.warnings),
         }
+
+    def redacted(self) -> Findings:
+        """The same findings without the user's own names, for everything that is kept."""
+        if not self.names:
+            return self
+        known = sorted(self.names, key=len, reverse=True)
+        pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, known)) + r")(?!\w)")
+
+        def hide(text: str) -> str:
+            return pattern.sub(lambda match: self.names[match.group()], text)
+
+        return Findings(
+            tuple(
+                replace(item, where=hide(item.where), found=hide(item.found), fix=hide(item.fix))
+                for item in self.items
+            )
+        )
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Findings:

@@ -1,0 +1,222 @@
+"""Projection heads, and one forward pass over crops of several sizes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diptych_contrast.errors import ContrastInputError
+
+Norm = Literal["batch", "layer"] | None
+
+
+class ProjectionHead(nn.Module):
+    """A multi-layer perceptron from features to the embedding that a loss sees.
+
+    Every layer but the last is Linear, norm, ReLU; the last is Linear, then a norm if asked for.
+
+    Args:
+        dim_in: Length of a feature vector.
+        hidden: Width of the hidden layers.
+        out: Length of an embedding.
+        layers: Number of linear layers, at least 1.
+        norm: Batch norm, layer norm or none.
+        last_norm: Whether the norm also follows the last layer.
+        bias: Whether linear layers that a norm follows have a bias, which batch norm makes idle.
+
+    Raises:
+        ContrastInputError: A size below 1, an unknown norm, ``last_norm`` without a norm.
+
+    Example:
+        >>> ProjectionHead(2048, 2048, 128)(torch.randn(4, 2048)).shape
+        torch.Size([4, 128])
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        hidden: int,
+        out: int,
+        layers: int = 2,
+        norm: Norm = "batch",
+        last_norm: bool = False,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = {"dim_in": dim_in, "hidden": hidden, "out": out, "layers": layers}
+        _check_sizes("ProjectionHead", sizes)
+        if norm not in ("batch", "layer", None):
+            raise ContrastInputError(
+                "ProjectionHead",
+                argument="norm",
+                found=f"is {norm!r}",
+                fix="pass 'batch', 'layer' or None",
+            )
+        if last_norm and norm is None:
+            raise ContrastInputError(
+                "ProjectionHead",
+                argument="last_norm",
+                found="is True without a norm",
+                fix="pass norm='batch' or norm='layer'",
+            )
+        widths = [dim_in] + [hidden] * (layers - 1) + [out]
+        parts: list[nn.Module] = []
+        for position in range(layers):
+            is_last = position == layers - 1
+            normed = norm is not None and (last_norm or not is_last)
+            width = widths[position + 1]
+            parts.append(nn.Linear(widths[position], width, bias=bias or not normed))
+            if normed:
+                parts.append(nn.BatchNorm1d(width) if norm == "batch" else nn.LayerNorm(width))
+            if not is_last:
+                parts.append(nn.ReLU())
+        self.layers = nn.Sequential(*parts)
+
+    def forward(self, features: Float[Tensor, "n dim_in"]) -> Float[Tensor, "n out"]:
+        """Embeddings of a batch of features, not normalised: the losses do that."""
+        embeddings: Tensor = self.layers(features)
+        return embeddings
+
+
+class MultiHead(nn.Module):
+    """Several independent projection heads on the same features (AMCL, DBL).
+
+    Args:
+        dim_in: Length of a feature vector.
+        hidden: Width of the hidden layers.
+        out: Length of an embedding.
+        heads: Number of heads, at least 1.
+        layers: Linear layers of a head.
+        norm: Batch norm, layer norm or none.
+
+    Raises:
+        ContrastInputError: A size below 1, or an unknown norm.
+
+    Example:
+        >>> MultiHead(256, 256, 64, heads=3)(torch.randn(4, 256)).shape
+        torch.Size([3, 4, 64])
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        hidden: int,
+        out: int,
+        heads: int = 3,
+        layers: int = 2,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__()
+        _check_sizes("MultiHead", {"heads": heads})
+        self.heads = nn.ModuleList(
+            ProjectionHead(dim_in, hidden, out, layers, norm) for _ in range(heads)
+        )
+
+    def forward(self, features: Float[Tensor, "n dim_in"]) -> Float[Tensor, "heads n out"]:
+        """Embeddings of a batch of features under every head."""
+        return torch.stack([head(features) for head in self.heads])
+
+
+PRESETS: Mapping[str, Callable[[int], nn.Module]] = {
+    "simclr": lambda dim: ProjectionHead(dim, dim, 128, last_norm=True, bias=False),
+    "moco_v2": lambda dim: ProjectionHead(dim, dim, 128, norm=None),
+    "swav": lambda dim: ProjectionHead(dim, 2048, 128),
+    "byol": lambda dim: ProjectionHead(dim, 4096, 256),
+    "multi_head": lambda dim: MultiHead(dim, dim, 128),
+}
+
+
+def head(name: str, dim_in: int) -> nn.Module:
+    """The projection head of a published method.
+
+    ============  ==========================================================  ==========
+    name          layers (Linear sizes)                                       parameters
+    ============  ==========================================================  ==========
+    simclr        dim-dim without bias, BN, ReLU, dim-128 without bias, BN     4,460,800
+    moco_v2       dim-dim, ReLU, dim-128                                       4,458,624
+    swav          dim-2048, BN, ReLU, 2048-128                                 4,462,720
+    byol          dim-4096, BN, ReLU, 4096-256                                 9,449,728
+    multi_head    three of dim-dim, BN, ReLU, dim-128                         13,388,160
+    ============  ==========================================================  ==========
+
+    Args:
+        name: One of the names above.
+        dim_in: Length of a feature vector; the parameters above are counted at 2,048.
+
+    Returns:
+        A freshly initialised module.
+
+    Raises:
+        ContrastInputError: Unknown name; the nearest one is named.
+
+    Example:
+        >>> head("moco_v2", 512)(torch.randn(4, 512)).shape
+        torch.Size([4, 128])
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+        raise ContrastInputError(
+            "head",
+            argument="name",
+            found=f"is {name!r}",
+            fix=f"pass one of {', '.join(PRESETS)} (nearest: {near})",
+        )
+    return PRESETS[name](dim_in)
+
+
+def multi_crop_forward(
+    encoder: Callable[[Tensor], Tensor], crops: Sequence[Float[Tensor, "n ..."]]
+) -> list[Float[Tensor, "n dim"]]:
+    """Encode crops of several sizes with one forward pass for each size (Caron et al., 2020).
+
+    Crops of equal shape, wherever they stand, share a pass and with it the batch norm statistics.
+
+    Args:
+        encoder: From a batch to one vector a row.
+        crops: One batch a crop; the first dimension counts samples.
+
+    Returns:
+        One output a crop, in the order of the crops.
+
+    Raises:
+        ContrastInputError: No crop, or an encoder that does not give one output a row.
+
+    Example:
+        >>> [z.shape[0] for z in multi_crop_forward(nn.Flatten(), [torch.zeros(2, 3, 8, 8)] * 2)]
+        [2, 2]
+    """
+    if not crops:
+        raise ContrastInputError(
+            "multi_crop_forward", argument="crops", found="is empty", fix="pass at least one crop"
+        )
+    groups: dict[torch.Size, list[int]] = {}
+    for position, crop in enumerate(crops):
+        groups.setdefault(crop.shape[1:], []).append(position)
+    outputs: dict[int, Tensor] = {}
+    for positions in groups.values():
+        batch = torch.cat([crops[position] for position in positions])
+        encoded = encoder(batch)
+        if encoded.shape[0] != batch.shape[0]:
+            raise ContrastInputError(
+                "multi_crop_forward",
+                argument="encoder",
+                found=f"gives {encoded.shape[0]} rows for {batch.shape[0]}",
+                fix="pass an encoder with one output a row",
+            )
+        sizes = [crops[position].shape[0] for position in positions]
+        outputs.update(zip(positions, encoded.split_with_sizes(sizes), strict=True))
+    return [outputs[position] for position in range(len(crops))]
+
+
+def _check_sizes(function: str, sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ContrastInputError(
+                function, argument=name, found=f"is {size}", fix="pass at least 1"
+            )

@@ -15,7 +15,7 @@ import polars as pl
 
 from diptych.errors import DataError, UsageError
 from diptych.findings import Finding, Findings
-from diptych.split import Level, Split, as_rows
+from diptych.split import Level, Split, as_rows, level_keys
 
 PROTOCOLS: Mapping[str, str] = {
     "within_cv": "per subject, contiguous blocks in time per class",
@@ -27,7 +27,7 @@ PROTOCOLS: Mapping[str, str] = {
     "loso": "each subject is tested with all others",
     "fixed": "the user's own CSV",
 }
-WITHIN_SUBJECT = frozenset(PROTOCOLS) - {"loso", "fixed"}
+PER_SUBJECT = frozenset(PROTOCOLS) - {"loso", "fixed"}
 
 _LEVELS: Mapping[str, Level] = {
     "within_cv": "item",
@@ -343,17 +343,12 @@ def _fixed(index: pl.DataFrame) -> list[ProtocolSplit]:
 
 def _level_of(index: pl.DataFrame, parts: Sequence[Sequence[int]]) -> Level:
     """The highest level at which the parts share nothing."""
-    levels: tuple[tuple[Level, tuple[str, ...]], ...] = (
-        ("subject", ("subject",)),
-        ("session", ("subject", "session")),
-        ("recording", ("subject", "session", "run")),
-    )
-    for level, columns in levels:
-        if set(columns) <= set(index.columns):
-            names = index.select(columns).rows()
-            values = [{names[row] for row in rows} for rows in parts]
-            if sum(map(len, values)) == len(set().union(*values)):
-                return level
+    levels: tuple[Level, ...] = ("subject", "session", "recording")
+    for level in levels:
+        keys = level_keys(index, level)
+        values = [{keys[row] for row in rows} for rows in parts]
+        if sum(map(len, values)) == len(set().union(*values)):
+            return level
     return "item"
 
 

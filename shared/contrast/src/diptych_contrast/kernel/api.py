@@ -1,0 +1,283 @@
+"""The four primitives of the pair kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.kernel.autograd import Settings, sweep
+from diptych_contrast.kernel.dense import dense_sweep
+from diptych_contrast.kernel.masks import Masks, PairMask
+from diptych_contrast.kernel.ring import ring_sweep
+from diptych_contrast.kernel.tiles import default_tile
+
+Backend = Literal["auto", "tiled", "dense", "triton"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a sweep is run.
+
+    Attributes:
+        backend: ``auto`` and ``tiled`` sweep over tiles, ``dense`` stores all scores.
+        tile: Rows and columns of a tile, or ``auto``.
+        group: Processes over which the columns are sharded, None for one process.
+        ring: Let column shards travel from process to process (needs ``group``).
+    """
+
+    backend: Backend = "auto"
+    tile: int | Literal["auto"] = "auto"
+    group: Any = None
+    ring: bool = False
+
+
+def check_engine(function: str, engine: Engine) -> None:
+    """Refuse settings that no sweep can follow.
+
+    Args:
+        function: Public name for the message.
+        engine: The settings.
+
+    Raises:
+        ContrastInputError: An unknown or missing back end, or a tile below 1.
+    """
+    if engine.backend == "triton":
+        raise ContrastInputError(
+            function,
+            argument="backend",
+            found="is 'triton', which this version does not have",
+            fix="pass 'auto', 'tiled' or 'dense'",
+        )
+    if engine.backend not in {"auto", "tiled", "dense"}:
+        raise ContrastInputError(
+            function,
+            argument="backend",
+            found=f"is {engine.backend!r}",
+            fix="pass 'auto', 'tiled' or 'dense'",
+        )
+    if engine.tile != "auto" and (not isinstance(engine.tile, int) or engine.tile < 1):
+        raise ContrastInputError(
+            function,
+            argument="tile",
+            found=f"is {engine.tile!r}",
+            fix="pass 'auto' or a positive whole number",
+        )
+
+
+def log_sums(
+    a: Float[Tensor, "n d"],
+    b: Float[Tensor, "m d"] | None,
+    scale: Tensor,
+    masks: Sequence[str],
+    *,
+    keys: PairMask | None = None,
+    biases: tuple[Tensor | None, Tensor | None] = (None, None),
+    both: bool = False,
+    peak: bool = False,
+    engine: Engine = Engine(),  # noqa: B008 - frozen
+) -> tuple[Float[Tensor, "k sums"], Tensor]:
+    """Run one sweep: what all losses call.
+
+    Args:
+        a: Rows, shape (n, d), float32 or float64.
+        b: Columns, shape (m, d), same dtype; None in symmetric mode, where the rows are both.
+        scale: ``1/temperature``, shape () or (k,).
+        masks: The k mask expressions.
+        keys: Keys of rows and columns, None for positions.
+        biases: Bias of the rows, shape (n,), and of the columns, shape (m,).
+        both: Also sum over the rows of every column.
+        peak: Also return the largest score of every row.
+        engine: How to run.
+
+    Returns:
+        Log-sum-exp, shape (k, n), with ``both`` (k, n + m), and the largest scores, same shape,
+        detached, empty unless asked for.
+    """
+    key_list = (None,) * 6 if keys is None else keys.keys()
+    scale = scale.to(a.dtype).reshape(-1)
+    expressions = ",".join(masks)
+    mode = "symmetric" if b is None else "both" if both else "rows"
+    if engine.backend == "dense":
+        lse, top = dense_sweep(a, b, scale, biases, key_list, expressions, mode)
+        return lse, top.detach() if peak else top.new_empty(0)
+    columns = len(a) if b is None else len(b)
+    size = default_tile(len(a), columns, a.element_size()) if engine.tile == "auto" else engine.tile
+    graph = torch.is_grad_enabled()
+    col_bias = biases[1]
+    fixed = b is not None and not b.requires_grad
+    fixed = fixed and (col_bias is None or not col_bias.requires_grad)
+    fused = graph and mode == "rows" and fixed and a.requires_grad
+    keep = graph and not torch.compiler.is_compiling()
+    settings = Settings(expressions, mode, size, fused, keep, peak)
+    if engine.ring and b is not None:
+        return ring_sweep(a, b, scale, biases, key_list, settings, engine.group)
+    return sweep(a, b, scale, biases, key_list, settings)
+
+
+def pair_lse(
+    a: Float[Tensor, "n d"],
+    b: Float[Tensor, "m d"] | None,
+    beta: float | Tensor,
+    masks: Sequence[str] = ("not_self",),
+    keys: PairMask | None = None,
+    row_bias: Float[Tensor, " n"] | None = None,
+    col_bias: Float[Tensor, " m"] | None = None,
+    *,
+    symmetric: bool = False,
+    backend: Backend = "auto",
+    tile: int | Literal["auto"] = "auto",
+) -> Float[Tensor, "n k"]:
+    """Masked log-sum-exp of the scores of every row, in memory O((n + m) d).
+
+    ``out[i, k] = log sum_j mask_k(i, j) exp(beta_k a_i.b_j + row_bias_i + col_bias_j)``, minus
+    infinity where a mask leaves nothing; such rows get zero gradient. Twice differentiable.
+
+    Args:
+        a: Rows, shape (n, d).
+        b: Columns, shape (m, d); in symmetric mode ``a`` itself or None.
+        beta: ``1/temperature``, one for all masks or one for each, shape (k,).
+        masks: One to three expressions of `PairMask`.
+        keys: Keys the masks read; its own expression is not used. None: positions are the ids.
+        row_bias: Added to the scores of a row, shape (n,); in symmetric mode to both sides.
+        col_bias: Added to the scores of a column, shape (m,); in symmetric mode None.
+        symmetric: Columns are the rows: two products in all instead of three.
+        backend: ``tiled``, ``dense`` (stores all scores) or ``auto``.
+        tile: Rows and columns of a tile, or ``auto``.
+
+    Returns:
+        Shape (n, k).
+
+    Raises:
+        ContrastInputError: Shapes, masks or settings that do not fit together.
+
+    Example:
+        >>> pair_lse(torch.zeros(3, 2), None, 1.0, symmetric=True).exp()[0].item()
+        2.0
+    """
+    name = "pair_lse"
+    engine = Engine(backend, tile)
+    check_engine(name, engine)
+    a, other = _operands(name, a, a if b is None else b)
+    scale = torch.as_tensor(beta, dtype=a.dtype, device=a.device)
+    if not 1 <= len(masks) <= 3:
+        raise ContrastInputError(
+            name, argument="masks", found=f"has {len(masks)} entries", fix="pass one to three"
+        )
+    if scale.dim() > 1 or (scale.dim() == 1 and len(scale) not in {1, len(masks)}):
+        raise ContrastInputError(
+            name,
+            argument="beta",
+            found=f"has shape {tuple(scale.shape)} for {len(masks)} masks",
+            fix="pass one number, or one for each mask",
+        )
+    if symmetric and (col_bias is not None or (b is not None and b is not a and b.shape != a.shape)):
+        raise ContrastInputError(
+            name,
+            argument="symmetric",
+            found="is True with columns or a column bias of their own",
+            fix="pass b=None, and the bias as row_bias: it counts on both sides",
+        )
+    if keys is None and not symmetric and b is None:
+        raise ContrastInputError(
+            name, argument="b", found="is None", fix="pass the columns, or symmetric=True"
+        )
+    lse, _ = log_sums(
+        a,
+        None if symmetric else other,
+        scale,
+        masks,
+        keys=keys,
+        biases=(_bias(name, "row_bias", row_bias, a), _bias(name, "col_bias", col_bias, other)),
+        engine=engine,
+    )
+    return lse.t()
+
+
+def _operands(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    for argument, value in (("a", a), ("b", b)):
+        if value.dim() != 2 or not value.is_floating_point():
+            raise ContrastInputError(
+                name,
+                argument=argument,
+                found=f"has shape {tuple(value.shape)} and dtype {value.dtype}",
+                fix="pass a matrix of floating-point embeddings",
+            )
+    if a.shape[1] != b.shape[1]:
+        raise ContrastInputError(
+            name,
+            argument="b",
+            found=f"has shape {tuple(b.shape)}, 'a' has {tuple(a.shape)}",
+            fix="pass the same number of dimensions",
+        )
+    dtype = torch.float64 if torch.float64 in {a.dtype, b.dtype} else torch.float32
+    return a.to(dtype), b.to(dtype)
+
+
+def _bias(name: str, argument: str, bias: Tensor | None, rows: Tensor) -> Tensor | None:
+    if bias is None:
+        return None
+    if bias.shape != rows.shape[:1]:
+        raise ContrastInputError(
+            name,
+            argument=argument,
+            found=f"has shape {tuple(bias.shape)}",
+            fix=f"pass one value for each of the {len(rows)} rows or columns",
+        )
+    return bias.to(rows.dtype)
+
+
+def pair_max(
+    a: Float[Tensor, "n d"],
+    b: Float[Tensor, "m d"],
+    mask: PairMask,
+    largest: bool = True,
+    *,
+    tile: int | Literal["auto"] = "auto",
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """Largest or smallest product of every row among the pairs that count.
+
+    The gradient goes to that one pair. Among equal products the lowest column wins.
+
+    Args:
+        a: Rows, shape (n, d).
+        b: Columns, shape (m, d).
+        mask: Which pairs count.
+        largest: False for the smallest.
+        tile: Rows and columns of a tile, or ``auto``.
+
+    Returns:
+        Product, shape (n,), minus (plus) infinity in rows without pairs, and column, shape (n,),
+        there -1.
+
+    Example:
+        >>> pair_max(torch.eye(3), torch.eye(3), PairMask(expr="any"))[1].tolist()
+        [0, 1, 2]
+    """
+    check_engine("pair_max", Engine(tile=tile))
+    a, b = _operands("pair_max", a, b)
+    size = default_tile() if tile == "auto" else tile
+    masks = Masks(mask.expr, mask.keys(), (len(a), len(b)), size, a.device)
+    sign = 1.0 if largest else -1.0
+    with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+        best = a.new_full((len(a),), -math.inf)
+        index = torch.full((len(a),), -1, device=a.device)
+        for i in range(0, len(a), size):
+            rows = slice(i, min(i + size, len(a)))
+            block = a[rows] * sign
+            for j in range(0, len(b), size):
+                cols = slice(j, min(j + size, len(b)))
+                scores = masks.hide(block @ b[cols].t(), 0, rows, cols, -math.inf)
+                top = scores.amax(1)
+                first = (scores == top[:, None]).to(torch.uint8).argmax(1)
+                better = top > best[rows]
+                best[rows] = torch.where(better, top, best[rows])
+                index[rows] = torch.where(better, first + j, index[rows])
+    value = (a * b[index.clamp_min(0)]).sum(1)
+    return value.masked_fill(index < 0, -sign * math.inf), index

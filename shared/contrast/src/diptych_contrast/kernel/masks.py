@@ -1,0 +1,240 @@
+"""Which pairs count: keys on rows and columns and an expression, never a stored matrix."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from diptych_contrast.errors import ContrastInputError
+
+ATOMS = ("any", "not_self", "same_id", "same_label", "other_view")
+KEYS = ("row_id", "row_view", "row_label", "col_id", "col_view", "col_label")
+Tree = str | tuple["Tree", ...]
+
+
+@dataclass(frozen=True)
+class PairMask:
+    """Factorised mask over the pairs of rows and columns.
+
+    Keys are integers; two rows of equal id are the same sample, of equal id and view the same
+    embedding. Missing ids are the positions; missing views are one view. In symmetric sweeps the
+    columns take the keys of the rows.
+
+    Args:
+        row_id: Sample of each row, shape (n,).
+        col_id: Sample of each column, shape (m,).
+        row_view: View of each row, shape (n,).
+        col_view: View of each column, shape (m,).
+        row_label: Class of each row, shape (n,).
+        col_label: Class of each column, shape (m,).
+        expr: Words ``any``, ``not_self``, ``same_id``, ``same_label``, ``other_view`` joined by
+            ``&``, ``|``, ``~`` and brackets.
+
+    Raises:
+        ContrastInputError: The expression has another word, or a key is not an integer vector.
+
+    Example:
+        >>> PairMask(row_label=torch.tensor([0, 0, 1]), expr="same_label & not_self").expr
+        'same_label & not_self'
+    """
+
+    row_id: Int[Tensor, " n"] | None = None
+    col_id: Int[Tensor, " m"] | None = None
+    row_view: Int[Tensor, " n"] | None = None
+    col_view: Int[Tensor, " m"] | None = None
+    row_label: Int[Tensor, " n"] | None = None
+    col_label: Int[Tensor, " m"] | None = None
+    expr: str = "not_self"
+
+    def __post_init__(self) -> None:
+        parse(self.expr)
+        for name, key in zip(KEYS, self.keys(), strict=True):
+            if key is not None and (key.dim() != 1 or key.dtype not in _INTEGERS):
+                raise ContrastInputError(
+                    "PairMask",
+                    argument=name,
+                    found=f"has shape {tuple(key.shape)} and dtype {key.dtype}",
+                    fix="pass one integer for each row or column",
+                )
+
+    def keys(self) -> tuple[Tensor | None, ...]:
+        """Return the six keys in the order of `KEYS`."""
+        return (
+            *(self.row_id, self.row_view, self.row_label),
+            *(self.col_id, self.col_view, self.col_label),
+        )
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@cache
+def parse(expression: str) -> Tree:
+    """Read a mask expression into nested tuples ``("and" | "or" | "not", part, ...)``.
+
+    Args:
+        expression: Words of `ATOMS` joined by ``&``, ``|``, ``~`` and brackets.
+
+    Returns:
+        A word or a nested tuple.
+
+    Raises:
+        ContrastInputError: The text is no such expression.
+    """
+    try:
+        return _read(ast.parse(expression, mode="eval").body)
+    except (SyntaxError, KeyError, TypeError):
+        raise ContrastInputError(
+            "PairMask",
+            argument="expr",
+            found=f"is {expression!r}",
+            fix=f"join the words {', '.join(ATOMS)} by &, |, ~ and brackets",
+        ) from None
+
+
+def _read(node: ast.AST) -> Tree:
+    if isinstance(node, ast.Name):
+        return {atom: atom for atom in ATOMS}[node.id]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+        return ("not", _read(node.operand))
+    if isinstance(node, ast.BinOp):
+        word = {ast.BitAnd: "and", ast.BitOr: "or"}[type(node.op)]  # type: ignore[index]
+        return (word, _read(node.left), _read(node.right))
+    raise TypeError
+
+
+def words(tree: Tree) -> Iterator[str]:
+    """Yield the words an expression uses."""
+    if isinstance(tree, str):
+        yield tree
+    else:
+        for part in tree[1:]:
+            yield from words(part)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """One key of rows and columns with its range in every tile, for tiles that need no mask."""
+
+    rows: Tensor
+    cols: Tensor
+    row_ranges: list[tuple[int, int]]
+    col_ranges: list[tuple[int, int]]
+    tile: int
+
+    def equal(self, rows: slice, cols: slice) -> bool | Tensor:
+        if self.row_ranges:
+            low, high = self.row_ranges[rows.start // self.tile]
+            least, most = self.col_ranges[cols.start // self.tile]
+            if low > most or least > high:
+                return False
+            if low == high == least == most:
+                return True
+        return self.rows[rows, None] == self.cols[None, cols]
+
+
+def _ranges(key: Tensor, tile: int) -> list[tuple[int, int]]:
+    if key.device.type != "cpu":  # pragma: no cover - CUDA only: reading would wait for the device
+        return []
+    return [(int(part.min()), int(part.max())) for part in key.split(tile)]
+
+
+class Masks:
+    """Masks of one sweep, evaluated tile by tile.
+
+    Args:
+        expressions: Mask expressions, joined by commas.
+        keys: The six keys in the order of `KEYS`.
+        shape: Number of rows and columns.
+        tile: Rows and columns of a tile.
+        device: Device of the embeddings.
+
+    Raises:
+        ContrastInputError: An expression uses a key that is not there.
+    """
+
+    def __init__(
+        self,
+        expressions: str,
+        keys: Sequence[Tensor | None],
+        shape: tuple[int, int],
+        tile: int,
+        device: torch.device,
+    ) -> None:
+        self.trees = [parse(text) for text in expressions.split(",")]
+        used = {word for tree in self.trees for word in words(tree)}
+        self._diagonal = all(key is None for key in (*keys[:2], *keys[3:5]))
+        self._keys: dict[str, _Key] = {}
+        for at, name in enumerate(("id", "view", "label")):
+            row, col = keys[at], keys[at + 3]
+            if name == "id" and row is None and col is None and not self._diagonal_suffices(used):
+                row, col = (torch.arange(length, device=device) for length in shape)
+            if row is not None and col is not None:
+                self._keys[name] = _Key(row, col, _ranges(row, tile), _ranges(col, tile), tile)
+        if "same_label" in used and "label" not in self._keys:
+            raise ContrastInputError(
+                "pair kernel", argument="keys", found="has no labels", fix="give every row a label"
+            )
+
+    def _diagonal_suffices(self, used: set[str]) -> bool:
+        return self._diagonal and "same_id" not in used and all(
+            tree == "not_self" or "not_self" not in words(tree) for tree in self.trees
+        )
+
+    def hide(self, tile: Tensor, index: int, rows: slice, cols: slice, value: float) -> Tensor:
+        """Write ``value`` over the pairs that mask ``index`` leaves out, in place.
+
+        Args:
+            tile: One value a pair, shape (rows, cols).
+            index: Which of the masks.
+            rows: Rows of the tile.
+            cols: Columns of the tile.
+            value: What the pairs left out shall hold.
+
+        Returns:
+            The same tile.
+        """
+        if self._diagonal and self.trees[index] == "not_self":
+            if rows.start < cols.stop and cols.start < rows.stop:
+                tile.diagonal(rows.start - cols.start).fill_(value)
+            return tile
+        mask = self._evaluate(self.trees[index], rows, cols)
+        if mask is True:
+            return tile
+        return tile.fill_(value) if mask is False else tile.masked_fill_(~mask, value)
+
+    def _evaluate(self, tree: Tree, rows: slice, cols: slice) -> bool | Tensor:
+        if isinstance(tree, str):
+            return self._atom(tree, rows, cols)
+        parts = [self._evaluate(part, rows, cols) for part in tree[1:]]
+        if tree[0] == "not":
+            return _invert(parts[0])
+        decisive = tree[0] == "or"
+        if any(part is decisive for part in parts):
+            return decisive
+        result: bool | Tensor = not decisive
+        for part in parts:
+            if isinstance(part, Tensor):
+                joined = result if isinstance(result, Tensor) else None
+                result = part if joined is None else joined | part if decisive else joined & part
+        return result
+
+    def _atom(self, word: str, rows: slice, cols: slice) -> bool | Tensor:
+        if word == "any":
+            return True
+        if word == "not_self":
+            return _invert(self._evaluate(("and", "same_id", "same_view"), rows, cols))
+        if word in {"same_view", "other_view"}:
+            same = self._keys["view"].equal(rows, cols) if "view" in self._keys else True
+            return same if word == "same_view" else _invert(same)
+        return self._keys[word.removeprefix("same_")].equal(rows, cols)
+
+
+def _invert(value: bool | Tensor) -> bool | Tensor:
+    return ~value if isinstance(value, Tensor) else not value

@@ -50,7 +50,7 @@ class Fit:
     """One training: a split, a seed, a stage, a method, and perhaps an earlier fit to start from.
 
     Args:
-        name: Unique in the run and its folder below ``fits/``: "final", "fold-3", "seed-1/pretrain".
+        name: Unique in the run and its folder below ``fits/``: "final", "seed-1/fold-3".
         split: Rows of the index for training, validation and test.
         seed: Seed of initialisation, shuffling and every draw of this fit.
         stage: Key of the config's ``stages`` section whose values override the config.

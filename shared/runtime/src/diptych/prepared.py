@@ -69,7 +69,7 @@ class Prepared:
         """An array by name, read-only and memory-mapped where a folder holds it."""
         if self.path is None:
             return self.arrays[name]
-        return np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return _mapped(self.path / f"{name}.npy")
 
     def table(self, name: str) -> pl.DataFrame:
         """A table ``<name>.parquet`` of the folder."""
@@ -100,7 +100,7 @@ class Prepared:
             path.parent.mkdir(exist_ok=True)
             array = compute()
             write_atomically(path, lambda stream: np.save(stream, array, allow_pickle=False))
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return _mapped(path)
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,11 @@ class Part:
     rows: pl.DataFrame
     arrays: Mapping[str, np.ndarray]
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
 
 
 def is_prepared(path: Path) -> bool:

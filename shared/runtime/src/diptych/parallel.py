@@ -1,0 +1,116 @@
+"""Independent fits side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from diptych.errors import InterruptedRun
+from diptych.progress import progress, quiet
+from diptych.training import Job, train_fit, unfinished_before
+
+
+def train_side_by_side(job: Job, names: Sequence[str], processes: int) -> None:
+    """Train the fits of a group in a few processes.
+
+    Args:
+        job: The run; its prepared data must lie in a folder.
+        names: Fits that are not finished.
+        processes: How many at a time; CPU threads are shared out among them.
+
+    Raises:
+        InterruptedRun: A signal arrived; every process saved its state.
+    """
+    threads = job.config.run.threads or max(1, (os.cpu_count() or 1) // processes)  # type: ignore[attr-defined]
+    assert job.prepared.path is not None
+    call = (job.pipeline.name, job.folder.path, job.prepared.path, job.config, threads)
+    context = multiprocessing.get_context("spawn")
+    waiting = list(names)
+    running: dict[Future[None], str] = {}
+    with (
+        progress(len(waiting), "fits") as bar,
+        ProcessPoolExecutor(processes, mp_context=context) as pool,
+        _forwarded_signals(pool) as stopped,
+    ):
+        while waiting or running:
+            for name in _ready(job, waiting) if not stopped else []:
+                waiting.remove(name)
+                running[pool.submit(_train_in_process, *call, name)] = name
+            if stopped:
+                waiting.clear()
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                name = running.pop(future)
+                future.result()
+                bar.advance(fit=name)
+    if stopped:
+        raise InterruptedRun(f"{job.folder.path}: stopped, all fits are saved: go on with --resume")
+
+
+def _ready(job: Job, waiting: Sequence[str]) -> list[str]:
+    fits = {fit.name: fit for fit in job.fits}
+    return [name for name in waiting if not unfinished_before(job, fits[name])]
+
+
+class _forwarded_signals:  # noqa: N801 - a context manager, used like a function
+    """Passes SIGTERM and SIGINT on to the processes of a pool, so that each saves its state."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self.pool = pool
+        self.received: list[int] = []
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> list[int]:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, self._forward)
+        return self.received
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _forward(self, number: int, _: FrameType | None) -> None:
+        self.received.append(number)
+        for process in list(self.pool._processes.values()):
+            if process.pid is not None:
+                os.kill(process.pid, signal.SIGTERM)
+
+
+def _train_in_process(
+    pipeline: str, folder: Path, prepared: Path, config: Any, threads: int, name: str
+) -> None:
+    """One fit in a worker process; the worker dies with its parent."""
+    import torch
+
+    from diptych import loop
+    from diptych.installed import load
+    from diptych.prepared import Prepared
+    from diptych.run import RunFolder
+
+    _die_with(os.getppid())
+    torch.set_num_threads(threads)
+    run = RunFolder(folder)
+    job = Job(run, load(pipeline), config, Prepared.open(prepared), tuple(run.fits()))
+    fit = next(fit for fit in job.fits if fit.name == name)
+    with quiet(), run.lock(name, wait=False):
+        train_fit(job, fit, loop.launch(config.run))
+
+
+def _die_with(parent: int) -> None:
+    """End this process when its parent is gone (a killed run must not train on)."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    if not any(thread.name == "parent-watch" for thread in threading.enumerate()):
+        threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -82,6 +82,12 @@ def _increasing(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _odd(samples: int | None) -> int | None:
+    if samples is not None and samples % 2 == 0:
+        raise ValueError(f"{samples} is even: take {samples + 1}, so that a kernel has a centre")
+    return samples
+
+
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(values)) != len(values):
         raise ValueError(f"{list(values)}: name each one once")
@@ -264,7 +270,9 @@ class CNNSection(Section):
 
     filters: PositiveInt = Field(64, description="Spatial filters of a band.")
     kernel_s: PositiveFloat = Field(0.252, description="Temporal kernel in seconds.")
-    kernel: PositiveInt | None = Field(None, description="Temporal kernel in samples; wins.")
+    kernel: Annotated[PositiveInt | None, AfterValidator(_odd)] = Field(
+        None, description="Temporal kernel in samples, odd; wins."
+    )
     pool_s: PositiveFloat = Field(0.5, description="Average pooling in seconds.")
     pool: PositiveInt | None = Field(None, description="Average pooling in samples; wins.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Probability of dropping a feature.")
@@ -424,8 +432,11 @@ def align_test_mode(config: MVCNetConfig) -> Literal["train", "block", "online",
         config: The configuration.
 
     Returns:
-        "train" within subjects and "online" across them where ``align.test`` is "auto".
+        "train" within subjects and "online" across them where ``align.test`` is "auto"; "none"
+        where training trials are not aligned either.
     """
     if config.align.test != "auto":
         return config.align.test
+    if not config.align.train:
+        return "none"
     return "train" if config.split.kind in WITHIN_SUBJECT else "online"

@@ -169,8 +169,15 @@ class FullTask(Task, Protocol):
 class Trained(Protocol):
     """The finished fits of a run."""
 
-    fits: Sequence[Fit]
-    final: str
+    @property
+    def fits(self) -> Sequence[Fit]:
+        """Finished fits in order, with their splits."""
+        ...
+
+    @property
+    def final(self) -> str:
+        """Name of the fit that predicts."""
+        ...
 
     def modules(self, fit: str) -> Mapping[str, nn.Module]:
         """The best modules of a fit, in evaluation mode on the run's device."""

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from diptych.errors import InterruptedRun
-from diptych.progress import progress, quiet
+from diptych.progress import Bar, progress, quiet
 from diptych.training import Job, train_fit, unfinished_before
 
 
@@ -29,14 +29,15 @@ def train_side_by_side(job: Job, names: Sequence[str], processes: int) -> None:
     Raises:
         InterruptedRun: A signal arrived; every process saved its state.
     """
-    threads = job.config.run.threads or max(1, (os.cpu_count() or 1) // processes)  # type: ignore[attr-defined]
+    threads = job.config.run.threads or max(1, (os.cpu_count() or 1) // processes)
     assert job.prepared.path is not None
     call = (job.pipeline.name, job.folder.path, job.prepared.path, job.config, threads)
     context = multiprocessing.get_context("spawn")
     waiting = list(names)
+    bar: Bar[None] = progress(len(waiting), "fits")
     running: dict[Future[None], str] = {}
     with (
-        progress(len(waiting), "fits") as bar,
+        bar,
         ProcessPoolExecutor(processes, mp_context=context) as pool,
         _forwarded_signals(pool) as stopped,
     ):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from diptych.config import digest, dump_yaml, load_yaml, resolve
-from diptych.contract import Artifact, Facts, Fit, FitResult, Pipeline
+from diptych.contract import Artifact, Config, Facts, Fit, FitResult, Pipeline
 from diptych.errors import DataError, UsageError
 from diptych.files import digest_of, read_json, write_json, write_text
 from diptych.split import Split
@@ -186,7 +186,7 @@ def environment(config: BaseModel, command: str) -> dict[str, Any]:
     }
 
 
-def stored_config(folder: RunFolder, pipeline: Pipeline) -> BaseModel:
+def stored_config(folder: RunFolder, pipeline: Pipeline) -> Config:
     """The run's own config."""
     return load_yaml(pipeline.config, folder.path / "config.yaml")
 
@@ -218,7 +218,7 @@ class TrainedFits:
 
     folder: RunFolder
     pipeline: Pipeline
-    config: BaseModel
+    config: Config
     fits: Sequence[Fit]
     final: str = "final"
     _modules: dict[str, Mapping[str, nn.Module]] = field(default_factory=dict, repr=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych import run as runs
 from diptych.config import defaults, load_yaml, resolve
-from diptych.contract import Fit, FitResult, Pipeline
+from diptych.contract import Config, Fit, FitResult, Pipeline
 from diptych.errors import DataError, UsageError
 from diptych.files import read_json, write_json
 from diptych.findings import Finding, Findings
@@ -19,10 +20,14 @@ from diptych.run import RunFolder, TrainedFits
 from diptych.split import leakage, level_keys
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
     from pydantic import BaseModel
 
+    from diptych.initial import Initial
     from diptych.prepared import Prepared
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Job:
 
     folder: RunFolder
     pipeline: Pipeline
-    config: BaseModel
+    config: Config
     prepared: Prepared
     fits: tuple[Fit, ...]
 
@@ -49,6 +54,7 @@ def open_job(
     *,
     join: bool,
     command: str,
+    initial: Initial | None = None,
 ) -> Job:
     """Create a run or join one, and make sure that its data and its plan are there.
 
@@ -59,6 +65,7 @@ def open_job(
         config: The resolved config; None takes the run's own.
         join: Whether an existing run may be continued.
         command: The command that reproduces the run.
+        initial: Weights that a new run starts from; an existing run keeps its own.
 
     Returns:
         The job, with its plan written to ``split.json``.
@@ -76,6 +83,8 @@ def open_job(
         runs.create(folder, pipeline, config, command)  # type: ignore[arg-type]
         write_json(folder.path / "findings.json", findings.redacted().to_json())
         with _removed_on_error(folder.path, keep_folder=existed):
+            if initial is not None:
+                initial.keep(folder)
             return _complete(pipeline, data, folder, config)
     if config is not None:
         runs.require_same(folder, pipeline, config)
@@ -147,13 +156,18 @@ def _complete(pipeline: Pipeline, data: Path, folder: RunFolder, config: Any) ->
         assert prepared.path is not None
         shutil.copyfile(prepared.path / "manifest.json", folder.path / "manifest.json")
         fits = tuple(pipeline.plan(config, prepared))
-        _refuse_other_plan(folder, fits)
+        refuse_other_plan(folder, fits)
         _refuse_leakage(folder, config, prepared, fits)
         folder.write_fits(fits)
     return Job(folder, pipeline, config, prepared, fits)
 
 
-def _refuse_other_plan(folder: RunFolder, fits: Sequence[Fit]) -> None:
+def refuse_other_plan(folder: RunFolder, fits: Sequence[Fit]) -> None:
+    """Refuse a plan in which a fit of the run now means another training.
+
+    Raises:
+        UsageError: Names the first such fit.
+    """
     names = [fit.name for fit in fits]
     if len(set(names)) != len(names):
         raise ValueError(f"the plan names a fit twice: {names}")
@@ -169,7 +183,9 @@ def _refuse_other_plan(folder: RunFolder, fits: Sequence[Fit]) -> None:
             )
 
 
-def _refuse_leakage(folder: RunFolder, config: Any, prepared: Prepared, fits: Sequence[Fit]) -> None:
+def _refuse_leakage(
+    folder: RunFolder, config: Any, prepared: Prepared, fits: Sequence[Fit]
+) -> None:
     seen = {fit.name: _seen_by_chain(fit, fits, config) for fit in fits if fit.starts_from}
     initial = folder.path / "init.json"
     if initial.is_file():
@@ -261,6 +277,7 @@ def train_fit(job: Job, fit: Fit, fabric: Fabric) -> None:
         TrainingError: The loss stayed non-finite.
     """
     from diptych import loop
+    from diptych.initial import initialise
     from diptych.randomness import seed_globals
 
     if job.folder.finished(fit.name):
@@ -270,7 +287,8 @@ def train_fit(job: Job, fit: Fit, fabric: Fabric) -> None:
     folder = job.folder.fit(fit.name)
     seed_globals(fit.seed, fit.stage, 0, 0)
     modules = job.pipeline.modules(config, facts, fit)
-    _initialise(job, fit, modules)
+    for line in initialise(job.folder, fit, modules):
+        log.info("fit %s: %s", fit.name, line)
     task = job.pipeline.build(config, job.prepared, fit, modules, earlier_results(job, fit))
     settings = loop.Settings(
         train=config.train,
@@ -289,22 +307,6 @@ def train_fit(job: Job, fit: Fit, fabric: Fabric) -> None:
             {"name": fit.name, "facts": dict(facts), "result": stored},
         )
     fabric.barrier()
-
-
-def _initialise(job: Job, fit: Fit, modules: Mapping[str, Any]) -> None:
-    """Copy the weights that a fit starts from; a resumed fit overwrites them by its checkpoint."""
-    from diptych import checkpoint
-
-    if fit.starts_from:
-        tensors = checkpoint.best_tensors(job.folder.fit(fit.starts_from))
-        checkpoint.init_from(modules, tensors, carries=fit.carries, partial=False)
-        return
-    initial = job.folder.path / "init.safetensors"
-    if initial.is_file():
-        stored = read_json(job.folder.path / "init.json")
-        checkpoint.init_from(
-            modules, checkpoint.read_tensors(initial), carries=(), partial=stored["partial"]
-        )
 
 
 def seen_sources(folder: RunFolder, fit: Fit) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych import run as runs
-from diptych.config import dump_yaml
+from diptych.config import dump_yaml, override
 from diptych.contract import Pipeline
 from diptych.errors import TrainingError, UsageError
 from diptych.files import write_json, write_text
@@ -22,12 +22,17 @@ from diptych.training import (
     is_final,
     open_job,
     refuse_errors,
+    refuse_other_plan,
     train_fit,
     unfinished_before,
 )
 
+DEMO_MARK = "demo.json"  # only a folder with this file is ever replaced by a new demo
+
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
+
+    from diptych.initial import Published
 
 
 def check(pipeline: Pipeline, data: Path, config: Any) -> Findings:
@@ -83,19 +88,23 @@ def train(
         The run folder.
     """
     from diptych import loop
-    from diptych.initial import keep_initial
+    from diptych.initial import read_initial
 
     folder = RunFolder(out)
     if loop.is_first_process():  # others wait at the launch until data and plan are there
-        with runs.held_back(folder):
-            if init is not None and not folder.exists():
-                keep_initial(pipeline, init, folder, partial=init_partial)
-            job = open_job(
-                pipeline, data, folder, config, join=resume or fit is not None, command=command
-            )
-        run_section = job.config.run  # type: ignore[attr-defined]
+        initial = read_initial(pipeline, init, partial=init_partial) if init else None
+        job = open_job(
+            pipeline,
+            data,
+            folder,
+            config,
+            join=resume or fit is not None,
+            command=command,
+            initial=initial,
+        )
+        run_section = job.config.run
     else:
-        run_section = config.run if config is not None else runs.stored_config(folder, pipeline).run  # type: ignore[attr-defined]
+        run_section = config.run if config is not None else runs.stored_config(folder, pipeline).run
     fabric = loop.launch(run_section)
     fabric.barrier()
     if not fabric.is_global_zero:
@@ -132,7 +141,7 @@ def train_fits(job: Job, fabric: Fabric, *, only: str | None = None) -> None:
     """
     import torch
 
-    run_section = job.config.run  # type: ignore[attr-defined]
+    run_section = job.config.run
     if run_section.threads is not None:
         torch.set_num_threads(run_section.threads)
     if only is not None:
@@ -183,7 +192,6 @@ def evaluate(
         The folder that holds ``evaluation/`` and the report.
     """
     from diptych import loop
-    from diptych.prepared import Prepared, is_prepared
 
     if data or target.is_file():
         if out is None:
@@ -193,30 +201,28 @@ def evaluate(
         trained = open_model(pipeline, target, sets, section="evaluate")
         return score_data(pipeline, trained, data, out)
     folder = runs.open_folder(target)
-    config = runs.config_with(folder, pipeline, sets, section="evaluate")
+    config = override(runs.stored_config(folder, pipeline), sets, "evaluate")
     prepared = runs.open_prepared(folder)
-    assert is_prepared(folder.prepared)
-    assert isinstance(prepared, Prepared)
     job = Job(folder, pipeline, config, prepared, tuple(pipeline.plan(config, prepared)))
-    known = {fit.name: fit for fit in folder.fits()}
-    changed = [f.name for f in job.fits if f.name in known and not runs.same_fit(f, known[f.name])]
-    if changed:
-        raise UsageError(f"{target}: these values would change the fits {', '.join(changed)}")
-    folder.write_fits([*job.fits, *(f for n, f in known.items() if n not in {x.name for x in job.fits})])
+    refuse_other_plan(folder, job.fits)
+    planned = {fit.name for fit in job.fits}
+    folder.write_fits([*job.fits, *(fit for fit in folder.fits() if fit.name not in planned)])
     train_fits(job, loop.launch(config.run))
     score_run(job)
     report(pipeline, target)
     return target
 
 
-def open_model(pipeline: Pipeline, target: Path, sets: Sequence[str], *, section: str) -> TrainedFits:
+def open_model(
+    pipeline: Pipeline, target: Path, sets: Sequence[str], *, section: str
+) -> TrainedFits | Published:
     """The trained fits of a run, or a published checkpoint in the same form."""
     if target.is_file():
         from diptych.initial import published
 
-        return published(pipeline, target, sets)
+        return published(pipeline, target, sets, section)
     folder = runs.open_folder(target)
-    config = runs.config_with(folder, pipeline, sets, section=section)
+    config = override(runs.stored_config(folder, pipeline), sets, section)
     done = [fit for fit in folder.fits() if folder.finished(fit.name)]
     if not any(is_final(fit) for fit in done):
         raise UsageError(f"{target}: no final model yet: go on with 'train ... --resume'")
@@ -272,7 +278,7 @@ def report(pipeline: Pipeline, target: Path) -> Path:
 def export(
     pipeline: Pipeline,
     target: Path,
-    format: str,  # noqa: A002 - the option's name
+    format: str,
     out: Path,
     part: str | None = None,
     sets: Sequence[str] = (),
@@ -286,7 +292,7 @@ def export(
     if out.exists():
         raise UsageError(f"{out}: exists: choose another --out")
     trained = open_model(pipeline, target, sets, section="export")
-    own = trained.folder.prepared
+    own = target / "prepared"
     prepared = Prepared.open(own) if is_prepared(own) else None
     parts = pipeline.export(trained.config, trained, prepared)
     return exporting.export_part(parts, part, format, out)
@@ -314,10 +320,13 @@ def demo(pipeline: Pipeline, out: Path, config: Any, seed: int = 0, command: str
     Raises:
         TrainingError: The scores are outside what the generated truth allows.
     """
+    mark = out / DEMO_MARK
     if out.exists() and any(out.iterdir()):
-        if not {entry.name for entry in out.iterdir()} <= {"data", "run"}:
-            raise UsageError(f"{out}: exists and holds other things: choose another --out")
+        if not mark.is_file():
+            raise UsageError(f"{out}: exists and is no earlier demo: choose another --out")
         shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(mark, {"pipeline": pipeline.name, "seed": seed})
     sample(pipeline, out / "data", seed)
     train(pipeline, out / "data", out / "run", config, command=command)
     from diptych.files import read_json
@@ -337,7 +346,4 @@ def run_verb(
         assert target is not None
         trained = open_model(pipeline, target, sets, section="predict")
         return verb.run(trained.config, trained, options)
-    from diptych.config import merge
-
-    config = merge(pipeline.config(), {}) if not sets else runs.sets_on(pipeline.config(), sets)
-    return verb.run(config, target, options)
+    return verb.run(override(pipeline.config(), sets, "data"), target, options)

@@ -6,7 +6,7 @@ Memory is that of two shards, not of all columns; the result equals gathering.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from diptych_contrast.kernel import operators
+from diptych_contrast.kernel.masks import PairMask
+from diptych_contrast.kernel.sums import Shape, pair_sum
 
 _KEYS = slice(5, 11)
 
@@ -98,6 +100,59 @@ class _RingSums(Function):
             onto_cols = None if onto_cols is None else onto_cols + part[4]
             onto_b, onto_cols = _pass_on([onto_b, onto_cols], _sizes(own, group), hop, group)
         return onto_a, onto_b, onto_scale, onto_rows, onto_cols, *(None,) * 10
+
+
+def ring_sum(
+    a: Tensor, b: Tensor, fn: Shape, tile: int | Literal["auto"], group: Any
+) -> Tensor:
+    """Compute `sums.pair_sum` over all pairs, columns sharded over the processes.
+
+    Every process of the group has to call it. It can be differentiated once.
+
+    Args:
+        a: Rows of this process, shape (n, d).
+        b: Columns of this process, shape (m, d); m may differ between processes.
+        fn: Name of the function in `sums.FUNCTIONS`.
+        tile: Rows and columns of a tile, or ``auto``.
+        group: Process group.
+
+    Returns:
+        Shape (n,).
+    """
+    total: Tensor = _RingSum.apply(a, b, fn, tile, group)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _RingSum(Function):
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, fn: Shape, tile: int | Literal["auto"], group: Any) -> Tensor:
+        total = a.new_zeros(len(a))
+        for (shard,) in _travel([b], group):
+            assert shard is not None
+            total += pair_sum(a, shard, fn, PairMask(expr="any"), tile=tile)
+        return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.settings = inputs[2:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        a, own = ctx.saved_tensors
+        fn, tile, group = ctx.settings
+        onto_a, onto_b = torch.zeros_like(a), torch.zeros_like(own)
+        sizes = _sizes(own, group)
+        for hop, (shard,) in enumerate(_travel([own], group)):
+            assert shard is not None
+            with torch.enable_grad():
+                leaves = (a.detach().requires_grad_(), shard.detach().requires_grad_())
+                total = pair_sum(*leaves, fn, PairMask(expr="any"), tile=tile)
+            part = torch.autograd.grad(total, leaves, upstream)
+            onto_a += part[0]
+            (onto_b,) = _pass_on([onto_b + part[1]], sizes, hop, group)
+        return onto_a, onto_b, None, None, None
 
 
 def _shard(arguments: Sequence[Any]) -> tuple[list[Tensor | None], list[Tensor | None]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.functional import softplus
+from torch.nn import functional as F
 
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.kernel.masks import Masks, PairMask
@@ -18,12 +17,18 @@ from diptych_contrast.kernel.tiles import default_tile
 
 Shape = Literal["identity", "softplus", "softplus_negative", "relu", "relu_squared", "exp"]
 
+
+def _softplus(s: Tensor) -> Tensor:
+    # The default switches to the identity at 20, which float64 can tell apart.
+    return F.softplus(s, threshold=40)
+
+
 # The function, its first and its second derivative.
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "identity": (lambda s: s.clone(), torch.ones_like, torch.zeros_like),
-    "softplus": (softplus, torch.sigmoid, lambda s: s.sigmoid() * (-s).sigmoid()),
+    "softplus": (_softplus, torch.sigmoid, lambda s: s.sigmoid() * (-s).sigmoid()),
     "softplus_negative": (
-        lambda s: softplus(-s),
+        lambda s: _softplus(-s),
         lambda s: -(-s).sigmoid(),
         lambda s: s.sigmoid() * (-s).sigmoid(),
     ),

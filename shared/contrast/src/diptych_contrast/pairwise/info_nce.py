@@ -1,0 +1,277 @@
+"""InfoNCE: a query, its key, and negatives from the batch, a queue or rows of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Unpack, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diptych_contrast.dist import gather_with_grad
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.kernel import PairInfo, PairMask, log_sums
+from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.pairwise.clip_loss import both_sums, check_several
+from diptych_contrast.pairwise.common import (
+    Common,
+    Options,
+    TemperatureLike,
+    check_device,
+    local_engine,
+    read_embeddings,
+    read_options,
+    read_scale,
+    readable,
+    reduce_rows,
+)
+from diptych_contrast.pairwise.statistics import (
+    Moments,
+    moments_between,
+    moments_of,
+    pair_info,
+    reaches,
+    subtract_exp,
+)
+from diptych_contrast.state import KeyQueue
+
+Source = Literal["in_batch", "queue", "rows"]
+_SOURCES = ("in_batch", "queue", "rows")
+
+
+@overload
+def info_nce(
+    q: Float[Tensor, "n d"],
+    k: Float[Tensor, "n d"],
+    temperature: TemperatureLike = ...,
+    *,
+    negatives: Source | tuple[Source, ...] = ...,
+    queue: KeyQueue | Float[Tensor, "m d"] | None = ...,
+    row_negatives: Float[Tensor, "n c d"] | None = ...,
+    symmetric: bool = ...,
+    return_info: Literal[True],
+    **common: Unpack[Common],
+) -> tuple[Tensor, PairInfo]: ...
+@overload
+def info_nce(
+    q: Float[Tensor, "n d"],
+    k: Float[Tensor, "n d"],
+    temperature: TemperatureLike = ...,
+    *,
+    negatives: Source | tuple[Source, ...] = ...,
+    queue: KeyQueue | Float[Tensor, "m d"] | None = ...,
+    row_negatives: Float[Tensor, "n c d"] | None = ...,
+    symmetric: bool = ...,
+    return_info: Literal[False] = ...,
+    **common: Unpack[Common],
+) -> Tensor: ...
+def info_nce(
+    q: Float[Tensor, "n d"],
+    k: Float[Tensor, "n d"],
+    temperature: TemperatureLike = 0.07,
+    *,
+    negatives: Source | tuple[Source, ...] = "in_batch",
+    queue: KeyQueue | Float[Tensor, "m d"] | None = None,
+    row_negatives: Float[Tensor, "n c d"] | None = None,
+    symmetric: bool = False,
+    return_info: bool = False,
+    **common: Unpack[Common],
+) -> Tensor | tuple[Tensor, PairInfo]:
+    """Noise-contrastive estimation (van den Oord et al., 2018; He et al., 2020, MoCo).
+
+    The mean over queries i of ``log(exp(s_ii / t) + sum_neg exp(s / t)) - s_ii / t``, s the cosine
+    similarity of query and key; the negatives of all sources named stand in one denominator.
+
+    Args:
+        q: Queries, shape (n, d).
+        k: Their keys, shape (n, d); without gradient (momentum keys) the sweep is one-sided.
+        temperature: t > 0; number, 0-dim tensor or `Temperature`.
+        negatives: ``in_batch`` (the other keys), ``queue``, ``rows``, or a tuple of these.
+        queue: `KeyQueue` or keys of shape (m, d); they get no gradient, empty slots are no
+            negatives.
+        row_negatives: Negatives of each query, shape (n, c, d).
+        symmetric: Average with the direction from keys to queries (``in_batch`` alone).
+        return_info: Also return statistics of the pairs.
+        **common: See `Common`.
+
+    Returns:
+        Shape (), or (n,) with ``reduction="none"``; with ``return_info`` also `PairInfo`.
+
+    Raises:
+        ContrastInputError: Inputs that do not fit together, or a source without its argument.
+
+    Example:
+        >>> q = torch.ones(4, 8)
+        >>> round(info_nce(q, q, negatives="queue", queue=torch.ones(6, 8)).exp().item())
+        7
+    """
+    options = read_options("info_nce", common)
+    sources = (negatives,) if isinstance(negatives, str) else tuple(negatives)
+    _check_sources(sources, queue, row_negatives, symmetric)
+    first, second = read_embeddings(options, q=q, k=k)
+    scale = read_scale(options, temperature, first)
+    positive = (first * second).sum(1) * scale
+    parts: list[_Part] = []
+    if "in_batch" in sources:
+        check_several(options, "q", first)
+        parts.append(_in_batch(options, first, second, scale, symmetric, return_info))
+    if "queue" in sources and queue is not None:
+        parts.append(_queue(options, first, queue, scale, return_info))
+    if "rows" in sources and row_negatives is not None:
+        parts.append(_rows(options, first, row_negatives, scale, return_info))
+    if symmetric:
+        losses = parts[0].lse.view(2, -1).mean(0) - positive
+        valid = None
+    else:
+        pieces = [part.lse for part in parts]
+        pieces = pieces if "in_batch" in sources else [positive, *pieces]
+        total = torch.stack(pieces)
+        losses = torch.logsumexp(total, 0) - positive
+        valid = None if "in_batch" in sources else (total[1:] > -torch.inf).any(0)
+    loss = reduce_rows(options, losses, valid)
+    if not return_info:
+        return loss
+    return loss, _info(options, (q, k), positive, parts, valid, scale, sources)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One source of negatives: its sums, largest scores and moments."""
+
+    lse: Tensor
+    peak: Tensor
+    moments: Moments | None
+
+
+def _check_sources(
+    sources: tuple[str, ...], queue: object, row_negatives: Tensor | None, symmetric: bool
+) -> None:
+    unknown = [source for source in sources if source not in _SOURCES]
+    if unknown or not sources:
+        raise ContrastInputError(
+            "info_nce",
+            argument="negatives",
+            found=f"is {sources!r}",
+            fix=f"pass one or several of {', '.join(_SOURCES)}",
+        )
+    for name, argument, value in (
+        ("queue", "queue", queue),
+        ("rows", "row_negatives", row_negatives),
+    ):
+        if (name in sources) != (value is not None):
+            raise ContrastInputError(
+                "info_nce",
+                argument=argument,
+                found="is None" if value is None else f"is given, 'negatives' is {sources!r}",
+                fix=f"pass it together with negatives='{name}'",
+            )
+    if symmetric and sources != ("in_batch",):
+        raise ContrastInputError(
+            "info_nce",
+            argument="symmetric",
+            found=f"is True with negatives {sources!r}",
+            fix="pass negatives='in_batch': other negatives have no second direction",
+        )
+
+
+def _in_batch(
+    options: Options, q: Tensor, k: Tensor, scale: Tensor, symmetric: bool, info: bool
+) -> _Part:
+    if symmetric:
+        lse, peak = both_sums(options, q, k, scale, peak=info)
+    else:
+        columns = k
+        if options.group is not None and not options.ring:
+            columns = gather_with_grad(k, options.group)
+        sums, top = log_sums(q, columns, scale, ("any",), peak=info, engine=options.engine)
+        lse, peak = sums[0], top.flatten()
+    moments = moments_between(q, k) - moments_of((q * k).sum(1)) if info else None
+    return _Part(lse, peak, moments)
+
+
+def _queue(
+    options: Options, q: Tensor, queue: KeyQueue | Tensor, scale: Tensor, info: bool
+) -> _Part:
+    keys: PairMask | None = None
+    mask = "any"
+    if isinstance(queue, Tensor):
+        columns = queue
+    elif readable(queue.keys):
+        columns = queue.stored
+    else:
+        # Reading how many slots are filled would stop the device or the compiler.
+        columns, mask = queue.keys, "same_label"
+        keys = PairMask(
+            row_label=torch.zeros(len(q), dtype=torch.int64, device=q.device),
+            col_label=(~queue.valid).long(),
+        )
+    if columns.dim() != 2 or columns.shape[1] != q.shape[1]:
+        raise ContrastInputError(
+            "info_nce",
+            argument="queue",
+            found=f"has shape {tuple(columns.shape)}, 'q' has {tuple(q.shape)}",
+            fix="make the queue for the same number of dimensions",
+        )
+    check_device("info_nce", "queue", columns, "q", q)
+    columns = columns.detach().to(q.dtype)
+    columns = unit_rows(columns) if options.normalize else columns
+    if not len(columns):
+        nothing = q.new_full((len(q),), -torch.inf)
+        return _Part(nothing, nothing, moments_of(q[:0]))
+    lse, peak = log_sums(
+        q, columns, scale, (mask,), keys=keys, peak=info, engine=local_engine(options)
+    )
+    return _Part(lse[0], peak.flatten(), moments_between(q, columns) if info else None)
+
+
+def _rows(options: Options, q: Tensor, row_negatives: Tensor, scale: Tensor, info: bool) -> _Part:
+    if row_negatives.dim() != 3 or row_negatives.shape[::2] != q.shape:
+        raise ContrastInputError(
+            "info_nce",
+            argument="row_negatives",
+            found=f"has shape {tuple(row_negatives.shape)}, 'q' has {tuple(q.shape)}",
+            fix="pass shape (rows of q, negatives a row, dimensions of q)",
+        )
+    check_device("info_nce", "row_negatives", row_negatives, "q", q)
+    others = row_negatives.to(q.dtype)
+    if options.normalize:
+        others = unit_rows(others.flatten(0, 1)).view(others.shape)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = torch.bmm(others, q[:, :, None]).squeeze(2)
+    lse = torch.logsumexp(scores * scale, 1)
+    peak = (scores.detach() * scale.detach()).amax(1) if info else scores.new_empty(0)
+    return _Part(lse, peak, moments_of(scores) if info else None)
+
+
+@torch.no_grad()
+def _info(
+    options: Options,
+    embeddings: tuple[Tensor, Tensor],
+    positive: Tensor,
+    parts: list[_Part],
+    valid: Tensor | None,
+    scale: Tensor,
+    sources: tuple[str, ...],
+) -> PairInfo:
+    count = len(positive)
+    moments = [part.moments for part in parts if part.moments is not None]
+    negatives = moments[0]
+    for part in moments[1:]:
+        negatives = negatives + part
+    sums = [part.lse.view(-1, count) for part in parts]
+    if "in_batch" in sources:
+        # In two directions every negative pair stands twice.
+        sums[0] = subtract_exp(sums[0], positive) - torch.tensor(float(len(sums[0]))).log()
+    peaks = torch.cat([positive[None], *(part.peak.view(-1, count) for part in parts)]).amax(0)
+    return pair_info(
+        rows=count,
+        valid=valid,
+        zero_rows=sum(((x == 0).all(1).sum() for x in embeddings), start=torch.tensor(0)),
+        positives=moments_of(positive / scale),
+        negatives=negatives,
+        negative_lse=torch.cat(sums).logsumexp(0),
+        hits=reaches(positive, peaks),
+        peak=peaks,
+        scale=scale,
+    )

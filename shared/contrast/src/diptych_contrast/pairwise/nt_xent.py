@@ -1,0 +1,175 @@
+"""NT-Xent: two views of a sample against all other embeddings of the batch."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack, overload
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.kernel import PairInfo, log_sums
+from diptych_contrast.pairwise.common import (
+    Common,
+    Keys,
+    Options,
+    TemperatureLike,
+    meet_columns,
+    read_embeddings,
+    read_labels,
+    read_options,
+    read_scale,
+    reduce_rows,
+    sample_ids,
+)
+from diptych_contrast.pairwise.statistics import (
+    Moments,
+    moments_between,
+    moments_of,
+    moments_within,
+    pair_info,
+    reaches,
+    subtract_exp,
+)
+
+
+@overload
+def nt_xent(
+    z1: Float[Tensor, "n d"],
+    z2: Float[Tensor, "n d"],
+    temperature: TemperatureLike = ...,
+    *,
+    ids: Int[Tensor, " n"] | None = ...,
+    labels: Int[Tensor, " n"] | None = ...,
+    return_info: Literal[True],
+    **common: Unpack[Common],
+) -> tuple[Tensor, PairInfo]: ...
+@overload
+def nt_xent(
+    z1: Float[Tensor, "n d"],
+    z2: Float[Tensor, "n d"],
+    temperature: TemperatureLike = ...,
+    *,
+    ids: Int[Tensor, " n"] | None = ...,
+    labels: Int[Tensor, " n"] | None = ...,
+    return_info: Literal[False] = ...,
+    **common: Unpack[Common],
+) -> Tensor: ...
+def nt_xent(
+    z1: Float[Tensor, "n d"],
+    z2: Float[Tensor, "n d"],
+    temperature: TemperatureLike = 0.5,
+    *,
+    ids: Int[Tensor, " n"] | None = None,
+    labels: Int[Tensor, " n"] | None = None,
+    return_info: bool = False,
+    **common: Unpack[Common],
+) -> Tensor | tuple[Tensor, PairInfo]:
+    """Normalised temperature-scaled cross-entropy (Chen et al., 2020, SimCLR).
+
+    The mean over all 2n embeddings i, with i' the other view of i, of
+    ``log sum_{j != i} exp(s_ij / t) - s_ii' / t``, s the cosine similarity.
+
+    Args:
+        z1: First view, shape (n, d), n >= 2.
+        z2: Second view of the same samples in the same order, shape (n, d).
+        temperature: t > 0; number, 0-dim tensor or `Temperature`.
+        ids: Rows of equal id (windows of one trial, scans of one patient) are no negatives of each
+            other, shape (n,).
+        labels: Rows of equal label are no negatives of each other, shape (n,).
+        return_info: Also return statistics of the pairs.
+        **common: See `Common`.
+
+    Returns:
+        Shape (), or (2n,) view-major with ``reduction="none"``; with ``return_info`` also
+        `PairInfo`.
+
+    Raises:
+        ContrastInputError: Inputs that do not fit together, or a single sample.
+
+    Example:
+        >>> z = torch.ones(4, 8)
+        >>> round(nt_xent(z, z).exp().item())
+        7
+    """
+    options = read_options("nt_xent", common)
+    first, second = read_embeddings(options, z1=z1, z2=z2)
+    if len(first) < 2 and options.group is None:
+        raise ContrastInputError(
+            "nt_xent", argument="z1", found="has a single row", fix="pass at least two samples"
+        )
+    scale = read_scale(options, temperature, first)
+    if ids is not None:
+        ids = read_labels(options, "ids", ids, first, lowest=None)
+    if labels is not None:
+        labels = read_labels(options, "labels", labels, first, lowest=0)
+    z = torch.cat([first, second])
+    positive = (first * second).sum(1) * scale
+    lse, peak = _denominators(options, z, scale, ids, labels, len(first), return_info)
+    valid: Tensor | None = None
+    if ids is not None or labels is not None:
+        negatives, valid = lse, lse > -torch.inf
+        doubled = positive.repeat(2)
+        lse = torch.logaddexp(lse.masked_fill(~valid, 0.0), doubled)
+    rows = (lse.view(2, -1) - positive).flatten()
+    loss = reduce_rows(options, rows, valid)
+    if not return_info:
+        return loss
+    if valid is None:
+        negatives = subtract_exp(lse.detach(), positive.detach().repeat(2))
+    peak = torch.maximum(peak, positive.detach().repeat(2))
+    info = pair_info(
+        rows=len(z),
+        valid=valid,
+        zero_rows=(torch.cat([z1, z2]) == 0).all(1).sum(),
+        positives=moments_of(_twice(first, second)),
+        negatives=_negatives(z, first, second, ids, labels),
+        negative_lse=negatives.detach(),
+        hits=reaches(positive.detach().repeat(2), peak),
+        peak=peak,
+        scale=scale,
+    )
+    return loss, info
+
+
+def _denominators(
+    options: Options,
+    z: Tensor,
+    scale: Tensor,
+    ids: Tensor | None,
+    labels: Tensor | None,
+    n: int,
+    peak: bool,
+) -> tuple[Tensor, Tensor]:
+    words = [f"~same_{word}" for word, key in (("id", ids), ("label", labels)) if key is not None]
+    mask = " & ".join(words) or "not_self"
+    if options.group is None and not words:
+        lse, top = log_sums(z, None, scale, (mask,), peak=peak, engine=options.engine)
+        return lse[0], top.flatten()
+    sample = sample_ids(options, z) if ids is None else ids.repeat(2)
+    label = None if labels is None else labels.repeat(2)
+    columns, keys = meet_columns(options, z, Keys(sample, label=label))
+    lse, top = log_sums(z, columns, scale, (mask,), keys=keys, peak=peak, engine=options.engine)
+    return lse[0], top.flatten()
+
+
+def _twice(first: Tensor, second: Tensor) -> Tensor:
+    return (first.detach() * second.detach()).sum(1).repeat(2)
+
+
+def _negatives(
+    z: Tensor, first: Tensor, second: Tensor, ids: Tensor | None, labels: Tensor | None
+) -> Moments:
+    """Moments over the negatives of this process: all pairs without those of one sample."""
+    every = moments_between(z, z)
+    keys = [key.repeat(2) for key in (ids, labels) if key is not None]
+    if not keys:
+        itself = moments_of(z.detach().double().square().sum(1))
+        return every - itself - moments_of(_twice(first, second))
+    for key in keys:
+        every = every - moments_within(z, key)
+    if len(keys) == 2:
+        both = torch.unique(torch.stack(keys, 1), dim=0, return_inverse=True)[1]
+        every = every + moments_within(z, both)
+    return every

@@ -1,0 +1,126 @@
+"""Statistics of positives and negatives from sums, so that they need no tile of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diptych_contrast.kernel import PairInfo
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number of pairs, sum and sum of squares of their scores, float64."""
+
+    count: Tensor
+    total: Tensor
+    squares: Tensor
+
+    def __add__(self, other: Moments) -> Moments:
+        """Join two disjoint sets of pairs."""
+        return Moments(
+            self.count + other.count, self.total + other.total, self.squares + other.squares
+        )
+
+    def __sub__(self, other: Moments) -> Moments:
+        """Take a subset of the pairs out."""
+        return Moments(
+            self.count - other.count, self.total - other.total, self.squares - other.squares
+        )
+
+    def mean(self) -> Tensor:
+        """Mean score, 0 without pairs."""
+        return self.total / self.count.clamp_min(1)
+
+    def variance(self) -> Tensor:
+        """Variance of the scores, 0 without pairs."""
+        return (self.squares / self.count.clamp_min(1) - self.mean().square()).clamp_min(0)
+
+
+@torch.no_grad()
+def moments_of(scores: Tensor) -> Moments:
+    """Moments of explicit scores of any shape."""
+    wide = scores.double()
+    return Moments(wide.new_tensor(scores.numel()), wide.sum(), wide.square().sum())
+
+
+@torch.no_grad()
+def moments_between(x: Tensor, y: Tensor) -> Moments:
+    """Moments of all products of rows of x (n, d) and y (m, d), in O((n + m) d^2)."""
+    x, y = x.double(), y.double()
+    return Moments(
+        x.new_tensor(len(x) * len(y)), x.sum(0) @ y.sum(0), ((x.t() @ x) * (y.t() @ y)).sum()
+    )
+
+
+@torch.no_grad()
+def moments_within(z: Tensor, key: Tensor) -> Moments:
+    """Moments of the products of ordered pairs of equal key, each row with itself included."""
+    order = torch.argsort(key, stable=True)
+    _, sizes = torch.unique_consecutive(key[order], return_counts=True)
+    parts = z[order].split(sizes.tolist())
+    singles = torch.cat([z[:0], *(part for part in parts if len(part) == 1)])
+    total = moments_of(singles.double().square().sum(1))
+    for part in parts:
+        if len(part) > 1:
+            total = total + moments_between(part, part)
+    return total
+
+
+@torch.no_grad()
+def pair_info(
+    *,
+    rows: int,
+    valid: Tensor | None,
+    zero_rows: Tensor,
+    positives: Moments,
+    negatives: Moments,
+    negative_lse: Tensor,
+    hits: Tensor,
+    peak: Tensor,
+    scale: Tensor,
+) -> PairInfo:
+    """Assemble what a loss tells about its pairs.
+
+    Args:
+        rows: Number of rows.
+        valid: Rows that count, shape (n,), None where all do.
+        zero_rows: Number of zero embeddings.
+        positives: Moments of the positives.
+        negatives: Moments of the negatives.
+        negative_lse: Log-sum-exp over the negatives of each row, shape (n,).
+        hits: Rows whose best column is a positive, shape (n,).
+        peak: Largest score of each row, times the scale, shape (n,).
+        scale: ``1/temperature``.
+
+    Returns:
+        The statistics, detached.
+    """
+    hits = hits if valid is None else hits & valid
+    n_valid = scale.new_tensor(rows, dtype=torch.int64) if valid is None else valid.sum()
+    return PairInfo(
+        n_rows=rows,
+        n_valid=n_valid,
+        n_positive_pairs=positives.count.long(),
+        n_zero_rows=zero_rows,
+        pos_mean=positives.mean(),
+        pos_var=positives.variance(),
+        neg_mean=negatives.mean(),
+        neg_var=negatives.variance(),
+        exp_neg_mean=negative_lse.double().exp().sum() / negatives.count.clamp_min(1),
+        top1=hits.sum() / n_valid.clamp_min(1),
+        logit_max=peak.amax(),
+        temperature=scale.reciprocal().detach(),
+    )
+
+
+def subtract_exp(whole: Tensor, part: Tensor) -> Tensor:
+    """Return ``log(exp(whole) - exp(part))`` for part <= whole up to rounding."""
+    return whole + torch.log1p(-(part - whole).exp().clamp_max(1.0))
+
+
+def reaches(score: Tensor, peak: Tensor) -> Tensor:
+    """Tell where a score is the peak, up to the rounding of two ways to compute it."""
+    return score >= peak - 1e-5 * (1.0 + peak.abs())

@@ -19,7 +19,7 @@ from diptych.configfile import (
     STAGES,
     Settings,
     build,
-    defaults,
+    default_values,
     dotted,
     field_at,
     leaves,
@@ -133,6 +133,12 @@ def list_recipes(folder: Path) -> dict[str, str]:
     return found
 
 
+def default_recipe(model: type[BaseModel], wanted: str = "fast") -> str | None:
+    """The wanted recipe where the pipeline has it, else "fast", else None: the defaults."""
+    known = list_recipes(recipes_folder(model))
+    return next((name for name in (wanted, "fast") if name in known), None)
+
+
 def load(
     model: type[Model],
     *,
@@ -163,7 +169,7 @@ def load(
         read_file(file, model, settings)
     for option in sets:
         read_option(option, model, settings)
-    return build(model, defaults(model), settings)
+    return build(model, default_values(model), settings)
 
 
 def _read_recipe(name: str, folder: Path, model: type[BaseModel], settings: Settings) -> None:
@@ -196,6 +202,11 @@ def dump_yaml(config: BaseModel, header: str = "") -> str:
     from diptych.configwords import commented
 
     return commented(config, header)
+
+
+def defaults(config: BaseModel) -> dict[str, Any]:
+    """A configuration as plain JSON values, in the order of its fields."""
+    return values_of(config)
 
 
 def merge(config: Model, overrides: Mapping[str, Any], origin: str = "overrides") -> Model:
@@ -248,7 +259,7 @@ def override(config: Model, sets: Sequence[str], section: str) -> Model:
     settings = Settings()
     for option in sets:
         read_option(option, model, settings)
-    marked = [dotted(keys) for keys, info in leaves(model) if _extra(info, "at_predict")]
+    marked = [dotted(keys) for keys, info in leaves(model) if extra(info, "at_predict")]
     for setting in settings.items:
         name = dotted(setting.path)
         free = setting.path[0] in (section, "run") or any(
@@ -262,9 +273,10 @@ def override(config: Model, sets: Sequence[str], section: str) -> Model:
     return build(model, values_of(config), settings)
 
 
-def _extra(info: FieldInfo, key: str) -> Any:
-    extra = info.json_schema_extra
-    return extra.get(key) if isinstance(extra, Mapping) else None
+def extra(info: FieldInfo, key: str) -> Any:
+    """What a field declares for the command line: "at_predict", "option", "verbs"; or None."""
+    declared = info.json_schema_extra
+    return declared.get(key) if isinstance(declared, Mapping) else None
 
 
 def digest(config: BaseModel) -> str:

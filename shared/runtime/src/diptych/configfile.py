@@ -236,7 +236,7 @@ def leaves(model: type[BaseModel], before: Keys = ()) -> Iterator[tuple[Keys, Fi
             yield from leaves(inner, (*before, name))
 
 
-def defaults(model: type[BaseModel]) -> dict[str, Any]:
+def default_values(model: type[BaseModel]) -> dict[str, Any]:
     """The default values of a model as a nested mapping of JSON values."""
     found: dict[str, Any] = {}
     for name, info in model.model_fields.items():
@@ -245,7 +245,7 @@ def defaults(model: type[BaseModel]) -> dict[str, Any]:
             default = info.get_default(call_default_factory=True, validated_data={})
             found[name] = to_jsonable_python(default)
         elif inner is not None:
-            found[name] = defaults(inner)
+            found[name] = default_values(inner)
     return _with_dotted_stages(model, found)
 
 

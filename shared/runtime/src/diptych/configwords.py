@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from diptych.configfile import (
     STAGES,
     Keys,
-    defaults,
+    default_values,
     dotted,
     section_at,
     section_of,
@@ -167,8 +167,8 @@ def describe(schema: Mapping[str, Any]) -> str:
         words = " or ".join(option for option in options if option != "null")
         return f"{words}, or null" if "null" in options else words
     if "enum" in schema or "const" in schema:
-        words = [show(value).strip("'") for value in schema.get("enum", [schema.get("const")])]
-        return f"one of {', '.join(words)}" if len(words) > 1 else words[0]
+        choices = [show(value).strip("'") for value in schema.get("enum", [schema.get("const")])]
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     kind = schema.get("type", "")
     word = WORDS.get(kind, "any value")
     if kind in ("integer", "number"):
@@ -227,7 +227,9 @@ def commented(config: BaseModel, header: str = "") -> str:
     yaml.width = 10**6  # a long value stays on its line
     model = type(config)
     stream = StringIO()
-    yaml.dump(_section(model, schema_at(model, ()), values_of(config), defaults(model), 0), stream)
+    yaml.dump(
+        _section(model, schema_at(model, ()), values_of(config), default_values(model), 0), stream
+    )
     return "".join(f"# {line}\n" for line in header.splitlines()) + stream.getvalue()
 
 

@@ -145,7 +145,7 @@ def calibration_error(confidence: Float[np.ndarray, " n"], right: Bool[np.ndarra
 def _labels(y: np.ndarray | Sequence[Any], classes: Sequence[str]) -> np.ndarray:
     labels = np.asarray(y)
     if labels.dtype.kind in "iub":
-        return labels.astype(int)
+        return np.asarray(labels, dtype=int)
     names = [str(label) for label in labels]
     unknown = sorted(set(names) - set(classes))
     if unknown:
@@ -154,7 +154,7 @@ def _labels(y: np.ndarray | Sequence[Any], classes: Sequence[str]) -> np.ndarray
 
 
 def _clipped(p: np.ndarray) -> np.ndarray:
-    return np.clip(p, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    return np.asarray(np.clip(p, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY))
 
 
 def _kappa(truth: np.ndarray, predicted: np.ndarray, k: int) -> tuple[float, list[str]]:

@@ -46,7 +46,7 @@ class ProtocolSplit(Split):
 
     Args:
         subject: The tested subject; "" where the test part holds several.
-        fold: Number of the fold within the subject (or within the set), from 1.
+        fold: Number of the fold among those of this subject, from 1.
     """
 
     subject: str = ""
@@ -301,9 +301,8 @@ def _leave_one_subject_out(subjects: list[_Trials]) -> list[ProtocolSplit]:
             test=rows[tested],
             disjoint_by="subject",
             subject=tested,
-            fold=number,
         )
-        for number, tested in enumerate(rows, start=1)
+        for tested in rows
     ]
 
 

@@ -344,6 +344,15 @@ class ObjectiveSection(Section):
         "all", description="Trials of the same class: negatives, left out, or positives."
     )
 
+    @model_validator(mode="after")
+    def _classes_agree_with_pairs(self) -> ObjectiveSection:
+        if self.negatives != "all" and self.cvc_pairs == "all":
+            raise ValueError(
+                f"negatives: {self.negatives} looks at labels and cvc_pairs: all ignores them: "
+                "set cvc_pairs=label_consistent"
+            )
+        return self
+
 
 class MVCNetTrainSection(TrainSection):
     """The training loop."""

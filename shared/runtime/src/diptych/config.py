@@ -118,6 +118,27 @@ class RunSection(Section):
 Stages = dict[str, dict[str, Any]]  # the ``stages`` section: stage -> values of that stage's fits
 
 
+class EvaluateSection(Section):
+    """What is scored beside the model."""
+
+    baselines: tuple[str, ...] = Field((), description="Baselines printed beside the model.")
+
+
+class PipelineConfig(Section):
+    """The sections that every pipeline has; a pipeline replaces those it extends."""
+
+    data: DataSection = DataSection()
+    optim: OptimSection = OptimSection()
+    train: TrainSection = TrainSection()
+    split: SplitSection = SplitSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    predict: PredictSection = PredictSection()
+    run: RunSection = RunSection()
+    stages: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Values of single stages, by dotted key."
+    )
+
+
 def recipes_folder(model: type[BaseModel]) -> Path:
     """Where the recipes of a pipeline lie: ``recipes/`` beside its ``config.py``."""
     return Path(str(sys.modules[model.__module__].__file__)).parent / "recipes"

@@ -1,0 +1,114 @@
+"""The suite that every pipeline passes: installed ones, and the toy that lives beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import psutil
+import pytest
+
+TOY = Path(__file__).parent / "toy"
+INSTALLED = sorted(point.name for point in entry_points(group="diptych.pipelines"))
+NAMES = ["toy", *(name for name in INSTALLED if name != "toy")]
+SMALL = {  # values that make a training short enough to be repeated
+    "toy": [],
+    "mvcnet": ["train.epochs=2", "evaluate.baselines=[csp_lda]"],
+}
+RECIPE = ["--recipe", "demo"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pipeline under test and its command line."""
+
+    name: str
+    demo: Path
+    environment: dict[str, str] = field(repr=False)
+
+    @property
+    def data(self) -> Path:
+        return self.demo / "data"
+
+    @property
+    def run(self) -> Path:
+        return self.demo / "run"
+
+    def start(self, *words: object, **more: str) -> subprocess.Popen[str]:
+        """Start ``diptych NAME words``."""
+        command = [sys.executable, "-m", "diptych", self.name, *map(str, words)]
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment | more,
+        )
+
+    def call(self, *words: object, timeout: float = 600) -> Call:
+        """Run ``diptych NAME words`` to its end."""
+        start = time.monotonic()
+        process = self.start(*words)
+        peak = 0
+        while True:
+            try:
+                out, err = process.communicate(timeout=0.2)
+                break
+            except subprocess.TimeoutExpired:
+                peak = max(peak, tree_bytes(process.pid))
+                if time.monotonic() - start > timeout:
+                    process.kill()
+                    raise
+        return Call(process.returncode, out, err, time.monotonic() - start, peak)
+
+    def train(self, out: Path, *words: object) -> Call:
+        """Train shortly on the demo's data."""
+        return self.call("train", self.data, "--out", out, *RECIPE, *self.small(), *words)
+
+    def small(self) -> list[str]:
+        return [word for value in SMALL.get(self.name, []) for word in ("--set", value)]
+
+
+def tree_bytes(pid: int) -> int:
+    """Resident memory of a process and its children."""
+    try:
+        process = psutil.Process(pid)
+        return sum(p.memory_info().rss for p in (process, *process.children(recursive=True)))
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(TOY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(n, marks=[] if n == "toy" else pytest.mark.slow) for n in NAMES],
+)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A pipeline whose demo has run once."""
+    out = tmp_path_factory.mktemp(request.param) / "demo"
+    found = Subject(request.param, out, environment())
+    call = found.call("demo", "--out", out)
+    assert call.code == 0, call.err
+    (out / "call.json").write_text(json.dumps({"seconds": call.seconds, "peak": call.peak_bytes}))
+    return found

@@ -1,0 +1,1 @@
+"""A pipeline as small as the contract allows."""

@@ -180,7 +180,7 @@ def read_option(option: str, model: type[BaseModel], settings: Settings) -> None
             )
             return
         value = text
-    if text_wanted and value is not None and not isinstance(value, str):
+    if text_wanted and not isinstance(value, str | list | Mapping | None):
         value = text.strip()  # a subject called 007 is not the number 7
     read_mapping({key.strip(): value}, origin, model, settings)
 

@@ -117,17 +117,16 @@ def nearest(given: str, valid: list[str]) -> str:
         >>> nearest("train.epoch", ["train.epochs", "train.batch"])
         'nearest valid name: train.epochs'
     """
-    key = given.rpartition(".")[2]
+    section, _, key = given.rpartition(".")
 
     def likeness(name: str) -> float:
-        whole = SequenceMatcher(None, given, name).ratio()
-        last = SequenceMatcher(None, key, name.rpartition(".")[2]).ratio()
-        return max(whole, 0.95 * last)  # the right key in the wrong section is near too
+        other, _, last = name.rpartition(".")
+        alike = SequenceMatcher(None, key, last).ratio()
+        return alike if other == section else 0.95 * alike  # the right key, the wrong section
 
     best = max(valid, key=likeness, default="")
     if best and likeness(best) >= CLOSE_ENOUGH:
         return f"nearest valid name: {best}"
-    section = given.rpartition(".")[0]
     beside = [name for name in valid if name.rpartition(".")[0] == section]
     return f"valid names: {', '.join(beside or valid)}"
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,7 +43,11 @@ def quiet() -> Generator[None, None, None]:
         _quiet.set(before)
 
 
-def progress(work: Iterable[T] | int | None, label: str, done: int = 0) -> Bar[T]:
+@overload
+def progress(work: int | None, label: str, done: int = 0) -> Bar[None]: ...
+@overload
+def progress(work: Iterable[T], label: str, done: int = 0) -> Bar[T]: ...
+def progress(work: Iterable[T] | int | None, label: str, done: int = 0) -> Bar[Any]:
     """Show how far a piece of work is, once it has taken two seconds.
 
     Args:
@@ -157,8 +161,13 @@ class Bar(Generic[T]):
 class _Lines:
     every = LINE_EVERY
 
+    def __init__(self) -> None:
+        self._said = -1
+
     def update(self, bar: Bar[Any], finished: bool = False) -> None:
-        print(bar.line(), file=sys.stderr, flush=True)
+        if not (finished and self._said == bar._done):
+            print(bar.line(), file=sys.stderr, flush=True)
+        self._said = bar._done
 
 
 class _Terminal:

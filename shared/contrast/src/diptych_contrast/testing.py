@@ -132,7 +132,8 @@ def _directions(source: np.random.Generator, count: int, dimension: int) -> npt.
     if count <= dimension:
         orthogonal: npt.NDArray[np.float64] = np.linalg.qr(drawn.T)[0].T
         return orthogonal
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    return drawn
 
 
 def _von_mises_fisher(

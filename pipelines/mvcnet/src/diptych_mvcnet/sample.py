@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import norm
 
+from diptych_mvcnet.montage import standard_montage
+
 CHANNELS = (
     *("FC5", "FC3", "FC1", "FCz", "FC2", "FC4", "FC6"),
     *("C5", "C3", "C1", "Cz", "C2", "C4", "C6"),
@@ -202,23 +204,6 @@ def lead_field() -> Float[np.ndarray, "21 4"]:
     gain = forward["sol"]["data"].reshape(len(CHANNELS), len(SOURCES), 3)
     radial = np.einsum("csk,sk->cs", gain, direction)
     return np.asarray(radial / np.abs(radial).max())
-
-
-def standard_montage(system: str) -> Any:
-    """MNE's template montage under its new name, or the old one on an older MNE.
-
-    Args:
-        system: "1005" or "1020".
-
-    Returns:
-        The ``mne.channels.DigMontage``.
-    """
-    import mne
-
-    name = f"colin27_{system}"
-    if name not in mne.channels.get_builtin_montages():
-        name = f"standard_{system}"
-    return mne.channels.make_standard_montage(name)
 
 
 def _generator(*key: int) -> np.random.Generator:

@@ -103,6 +103,7 @@ def _lesion_rows(
     if "lesion_side" not in prepared.index.columns or condition:
         return []
     known = prepared.index.select("subject", "lesion_side").unique().drop_nulls()
+    known = known.filter(pl.col("lesion_side") != "")
     side = dict(known.rows())
     return [
         _row("lesion side", str(side[entry["subject"]]), entry, method, metric)

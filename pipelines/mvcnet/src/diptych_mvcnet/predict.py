@@ -211,6 +211,7 @@ def predict_recording(decoder: Decoder, recording: Recording) -> pl.DataFrame:
     aligned, seen = decoder.align(cut.x, usable)
     proba = decoder.probabilities(aligned) if len(cut.x) else np.zeros((0, len(decoder.classes)))
     filled = bool(cut.interpolated)
+    flags = decoder.flags(cut.rows["reason"].to_list(), seen, filled)
     table = cut.rows.select(
         recording=pl.lit(recording.name), trial=pl.col("trial"), onset_s=pl.col("onset_s").round(6)
     )
@@ -220,9 +221,7 @@ def predict_recording(decoder: Decoder, recording: Recording) -> pl.DataFrame:
         pl.Series("confidence", proba.max(axis=1, initial=0.0)),
         pl.lit(decoder.config.align.test).alias("aligned_with"),
         pl.Series("n_seen", seen, dtype=pl.Int64),
-        pl.Series(
-            "flag", decoder.flags(cut.rows["reason"].to_list(), seen, filled), dtype=pl.String
-        ),
+        pl.Series("flag", flags, dtype=pl.String),
     )
 
 

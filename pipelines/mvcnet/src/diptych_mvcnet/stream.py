@@ -262,7 +262,7 @@ def _replay(model: Decoder, options: StreamOptions, write: Writer) -> Sequence[F
     return recording.findings
 
 
-def _live(opened: tuple[MVCNetConfig, Trained], options: StreamOptions, write: Writer) -> Findings:
+def _live(model: Decoder, options: StreamOptions, write: Writer) -> Sequence[Finding]:
     try:
         import pylsl
     except (ImportError, RuntimeError) as error:

@@ -221,7 +221,7 @@ def summarise(
     results: dict[str, Any] = {
         "schema": 1,
         "pipeline": pipeline,
-        "protocol": protocol,
+        "protocol": head["protocol"],
         "subject": subject,
         "n_subjects": head["n_subjects"],
         "methods": head["methods"],

@@ -148,8 +148,8 @@ def epochs_of(config: MVCNetConfig, fit: Fit, earlier: Earlier) -> int:
 
     Args:
         config: The configuration of this fit.
-        fit: A fit with a finished fit NAME/inner takes its best epoch; ``final`` takes the median
-            of all of them.
+        fit: A fit with a finished fit NAME/inner takes its best epoch; ``final`` and
+            ``final-<subject>`` take the median of those of their method and subject.
         earlier: Finished fits.
 
     Returns:
@@ -162,7 +162,7 @@ def epochs_of(config: MVCNetConfig, fit: Fit, earlier: Earlier) -> int:
     chosen = [
         result.best_epoch
         for name, result in earlier.items()
-        if name.endswith(INNER) and not _is_baseline(name.removesuffix(INNER).rpartition("/")[2])
+        if name.endswith(INNER) and _same_kind(name.removesuffix(INNER), fit)
     ]
     return round(median(chosen)) if chosen else config.train.epochs
 
@@ -386,5 +386,13 @@ def _knows_lesions(index: pl.DataFrame) -> bool:
     return bool((sides.is_not_null() & (sides != "")).any())
 
 
-def _is_baseline(word: str) -> bool:
-    return word in NETWORK_BASELINES or word.startswith(BRAINDECODE)
+def _same_kind(name: str, final: Fit) -> bool:
+    """Whether a fit has the method of a final fit, and its subject where that has one."""
+    *path, last = name.split("/")
+    method = final.method.replace(":", "-")
+    if method:
+        return last == method
+    if last in NETWORK_BASELINES or last.startswith(BRAINDECODE.replace(":", "-")):
+        return False
+    subject = final.name.removeprefix("final").removeprefix("-")
+    return not subject or subject in (*path, last)

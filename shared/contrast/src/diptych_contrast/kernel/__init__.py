@@ -3,11 +3,12 @@
 Read in this order: `masks` (which pairs count), `tiles` (the forward sweep), `backward` (first and
 second derivatives), `operators` and `autograd` (the sweep as a differentiable function), `ring`
 (columns on several processes), `sums` (functions of the scores), `dense` (the plain reference),
-`api` (what is called).
+`api` and `extremes` (what is called).
 """
 
 from diptych_contrast.errors import ContrastInputError, ContrastWarning
-from diptych_contrast.kernel.api import Backend, Engine, check_engine, log_sums, pair_lse, pair_max
+from diptych_contrast.kernel.api import Backend, Engine, check_engine, log_sums, pair_lse
+from diptych_contrast.kernel.extremes import pair_expect, pair_max
 from diptych_contrast.kernel.info import PairInfo
 from diptych_contrast.kernel.masks import PairMask
 from diptych_contrast.kernel.sums import pair_sum
@@ -23,6 +24,7 @@ __all__ = [
     "check_engine",
     "default_tile",
     "log_sums",
+    "pair_expect",
     "pair_lse",
     "pair_max",
     "pair_sum",

@@ -1,20 +1,19 @@
-"""The four primitives of the pair kernel."""
+"""Masked log-sum-exp, the first of the four primitives, and how it is run."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.kernel.autograd import Settings, sweep
 from diptych_contrast.kernel.dense import dense_sweep
-from diptych_contrast.kernel.masks import Masks, PairMask
+from diptych_contrast.kernel.masks import PairMask
 from diptych_contrast.kernel.ring import ring_sweep
 from diptych_contrast.kernel.tiles import default_tile
 
@@ -81,7 +80,7 @@ def log_sums(
     biases: tuple[Tensor | None, Tensor | None] = (None, None),
     both: bool = False,
     peak: bool = False,
-    engine: Engine = Engine(),  # noqa: B008 - frozen
+    engine: Engine = Engine(),
 ) -> tuple[Float[Tensor, "k sums"], Tensor]:
     """Run one sweep: what all losses call.
 
@@ -164,7 +163,7 @@ def pair_lse(
     name = "pair_lse"
     engine = Engine(backend, tile)
     check_engine(name, engine)
-    a, other = _operands(name, a, a if b is None else b)
+    a, other = operands(name, a, a if b is None else b)
     scale = torch.as_tensor(beta, dtype=a.dtype, device=a.device)
     if not 1 <= len(masks) <= 3:
         raise ContrastInputError(
@@ -177,7 +176,8 @@ def pair_lse(
             found=f"has shape {tuple(scale.shape)} for {len(masks)} masks",
             fix="pass one number, or one for each mask",
         )
-    if symmetric and (col_bias is not None or (b is not None and b is not a and b.shape != a.shape)):
+    own_columns = b is not None and b.shape != a.shape
+    if symmetric and (col_bias is not None or own_columns):
         raise ContrastInputError(
             name,
             argument="symmetric",
@@ -200,7 +200,20 @@ def pair_lse(
     return lse.t()
 
 
-def _operands(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def operands(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Check rows and columns and bring them to one dtype, float32 or float64.
+
+    Args:
+        name: Public name for the message.
+        a: Rows, shape (n, d).
+        b: Columns, shape (m, d).
+
+    Returns:
+        Both.
+
+    Raises:
+        ContrastInputError: No floating-point matrices, or unlike dimensions.
+    """
     for argument, value in (("a", a), ("b", b)):
         if value.dim() != 2 or not value.is_floating_point():
             raise ContrastInputError(
@@ -231,53 +244,3 @@ def _bias(name: str, argument: str, bias: Tensor | None, rows: Tensor) -> Tensor
             fix=f"pass one value for each of the {len(rows)} rows or columns",
         )
     return bias.to(rows.dtype)
-
-
-def pair_max(
-    a: Float[Tensor, "n d"],
-    b: Float[Tensor, "m d"],
-    mask: PairMask,
-    largest: bool = True,
-    *,
-    tile: int | Literal["auto"] = "auto",
-) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-    """Largest or smallest product of every row among the pairs that count.
-
-    The gradient goes to that one pair. Among equal products the lowest column wins.
-
-    Args:
-        a: Rows, shape (n, d).
-        b: Columns, shape (m, d).
-        mask: Which pairs count.
-        largest: False for the smallest.
-        tile: Rows and columns of a tile, or ``auto``.
-
-    Returns:
-        Product, shape (n,), minus (plus) infinity in rows without pairs, and column, shape (n,),
-        there -1.
-
-    Example:
-        >>> pair_max(torch.eye(3), torch.eye(3), PairMask(expr="any"))[1].tolist()
-        [0, 1, 2]
-    """
-    check_engine("pair_max", Engine(tile=tile))
-    a, b = _operands("pair_max", a, b)
-    size = default_tile() if tile == "auto" else tile
-    masks = Masks(mask.expr, mask.keys(), (len(a), len(b)), size, a.device)
-    sign = 1.0 if largest else -1.0
-    with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
-        best = a.new_full((len(a),), -math.inf)
-        index = torch.full((len(a),), -1, device=a.device)
-        for i in range(0, len(a), size):
-            rows = slice(i, min(i + size, len(a)))
-            block = a[rows] * sign
-            for j in range(0, len(b), size):
-                cols = slice(j, min(j + size, len(b)))
-                scores = masks.hide(block @ b[cols].t(), 0, rows, cols, -math.inf)
-                top = scores.amax(1)
-                first = (scores == top[:, None]).to(torch.uint8).argmax(1)
-                better = top > best[rows]
-                best[rows] = torch.where(better, top, best[rows])
-                index[rows] = torch.where(better, first + j, index[rows])
-    value = (a * b[index.clamp_min(0)]).sum(1)
-    return value.masked_fill(index < 0, -sign * math.inf), index

@@ -71,10 +71,32 @@ class PairSums(Function):
     """Log-sum-exp over the columns of every row."""
 
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        a: Tensor,
+        b: Tensor | None,
+        scale: Tensor,
+        row_bias: Tensor | None,
+        col_bias: Tensor | None,
+        row_id: Tensor | None,
+        row_view: Tensor | None,
+        row_label: Tensor | None,
+        col_id: Tensor | None,
+        col_view: Tensor | None,
+        col_label: Tensor | None,
+        expressions: str,
+        mode: str,
+        tile: int,
+        fused: bool,
+        keep: bool,
+        peak: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Sweep; see `sweep` for the arguments."""
-        inputs, settings = arguments[:_INPUTS], arguments[_INPUTS:]
-        return _call(operators.sums, *inputs[:5], list(inputs[5:]), *settings)
+        keys = [row_id, row_view, row_label, col_id, col_view, col_label]
+        settings = (expressions, mode, tile, fused, keep, peak)
+        result: tuple[Tensor, Tensor, Tensor] = _call(
+            operators.sums, a, b, scale, row_bias, col_bias, keys, *settings
+        )
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -93,9 +115,7 @@ class PairSums(Function):
         if upstream[0] is None:
             return (None,) * (_INPUTS + len(settings))
         columns = ctx.needs_input_grad[_B] or ctx.needs_input_grad[_COL_BIAS]
-        gradients = PairGradients.apply(
-            *inputs, upstream[0], lse, extra, columns, settings[:3], settings.fused
-        )  # type: ignore[no-untyped-call]
+        gradients = _apply(PairGradients, *inputs, upstream[0], lse, extra, columns, *settings[:4])
         found = _present(gradients, inputs)
         return (*found, *(None for _ in range(6 + len(settings))))
 
@@ -113,20 +133,18 @@ class PairGradients(Function):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         """Sweep again, or read the gradient off what the forward sweep accumulated."""
-        inputs, (upstream, lse, extra, columns, where, fused) = _split(arguments)
-        return _call(
-            operators.gradients,
-            *(*inputs[:5], list(inputs[5:])),
-            *(upstream, lse, extra, columns, *where, fused),
+        inputs, rest = arguments[:_INPUTS], arguments[_INPUTS:]
+        result: tuple[Tensor, ...] = _call(
+            operators.gradients, *inputs[:5], list(inputs[5:]), *rest
         )
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep inputs and sums."""
-        tensors, (upstream, lse, _, _, where, _) = _split(inputs)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, upstream, lse)
-        ctx.where = where
+        ctx.save_for_backward(*inputs[: _INPUTS + 2])
+        ctx.where = inputs[-4:-1]
         ctx.shapes = [value.shape for value in output]
 
     @staticmethod
@@ -138,10 +156,10 @@ class PairGradients(Function):
             for value, shape in zip(cotangents, ctx.shapes, strict=True)
         ]
         scale = ctx.needs_input_grad[_SCALE]
-        onto_upstream, *gradients = PairCurvature.apply(
-            *inputs, upstream, lse, *given, scale, ctx.where
-        )  # type: ignore[no-untyped-call]
-        return (*_present(gradients, inputs), *(None,) * 6, onto_upstream, *(None,) * 5)
+        onto_upstream, *gradients = PairCurvature.apply(  # type: ignore[no-untyped-call]
+            *inputs, upstream, lse, *given, scale, *ctx.where
+        )
+        return (*_present(gradients, inputs), *(None,) * 6, onto_upstream, *(None,) * 7)
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -155,12 +173,13 @@ class PairCurvature(Function):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         """Run the two sweeps of the second derivative."""
-        inputs, (upstream, lse, *cotangents, scale, where) = _split(arguments)
-        return _call(
+        inputs, (upstream, lse, *rest) = arguments[:_INPUTS], arguments[_INPUTS:]
+        result: tuple[Tensor, ...] = _call(
             operators.curvature,
             *(*inputs[:5], list(inputs[5:])),
-            *(upstream, lse, cotangents, scale, *where),
+            *(upstream, lse, list(rest[:5]), *rest[5:]),
         )
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -186,8 +205,11 @@ def _call(body: Callable[..., Any], *arguments: Any) -> Any:
     return body(*arguments)
 
 
-def _split(arguments: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    return arguments[:_INPUTS], arguments[_INPUTS:]
+def _apply(function: Any, *arguments: Any) -> Any:
+    # The compiler traces one backward, never two, and only plain calls inside it.
+    if torch.compiler.is_compiling():
+        return function.forward(*arguments)
+    return function.apply(*arguments)
 
 
 def _present(

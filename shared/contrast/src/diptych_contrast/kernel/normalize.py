@@ -51,4 +51,5 @@ class _UnitRows(Function):
         # The inverse length is constant, so nothing is projected out, below the smallest length.
         along = (unit * upstream).sum(1, keepdim=True) + onto_inverse * inverse
         along = along * (inverse < 1.0 / _SMALLEST)
-        return (upstream - unit * along) * inverse
+        onto_x: Tensor = (upstream - unit * along) * inverse
+        return onto_x

@@ -76,9 +76,7 @@ def gradients(
         pairs = open_pairs(a, b, scale, (row_bias, col_bias), keys, expressions, mode, tile)
         kept = extra if extra.numel() and not fused else None
         columns = columns and mode != "symmetric"
-        result = first_order(
-            pairs, lse, upstream, kept, columns=columns, biases=pairs.has_biases
-        )
+        result = first_order(pairs, lse, upstream, kept, columns=columns, biases=pairs.has_biases)
     return result.a, result.b, result.scale, result.row_bias, result.col_bias
 
 

@@ -41,7 +41,7 @@ def ring_sweep(
         biases: Bias of the rows and of the columns, each a vector or None.
         keys: The six keys, unique over all processes.
         settings: `autograd.Settings`; mode ``rows``.
-        group: Process group, None for the default one.
+        group: Process group.
 
     Returns:
         Log-sum-exp and largest score, each of shape (k, n).
@@ -61,8 +61,18 @@ class _RingSums(Function):
         top = a.new_empty(0)
         for b, col_bias, *col_keys in _travel(shard, group):
             part, highest, _ = operators.sums(
-                a, b, scale, row_bias, col_bias, [*row_keys, *col_keys],
-                expressions, "rows", tile, False, False, peak,
+                a,
+                b,
+                scale,
+                row_bias,
+                col_bias,
+                [*row_keys, *col_keys],
+                expressions,
+                "rows",
+                tile,
+                False,
+                False,
+                peak,
             )
             top = highest if lse is None else torch.maximum(top, highest)
             lse = part if lse is None else torch.logaddexp(lse, part)
@@ -85,16 +95,28 @@ class _RingSums(Function):
         onto_a, onto_scale = torch.zeros_like(a), torch.zeros_like(scale)
         onto_rows = None if row_bias is None else torch.zeros_like(row_bias)
         # The gradient of a shard travels behind it and comes home after the last hop.
-        onto_b = torch.zeros_like(own)
+        onto_b: Tensor | None = torch.zeros_like(own)
         onto_cols = None if own_bias is None else torch.zeros_like(own_bias)
         nothing = a.new_empty(0)
         for hop, (b, col_bias, *col_keys) in enumerate(_travel(shard, group)):
             part = operators.gradients(
-                a, b, scale, row_bias, col_bias, [*row_keys, *col_keys],
-                upstream, lse, nothing, True, expressions, "rows", tile, False,
+                a,
+                b,
+                scale,
+                row_bias,
+                col_bias,
+                [*row_keys, *col_keys],
+                upstream,
+                lse,
+                nothing,
+                True,
+                expressions,
+                "rows",
+                tile,
+                False,
             )
             onto_a += part[0]
-            onto_b += part[1]
+            onto_b = part[1] if onto_b is None else onto_b + part[1]
             onto_scale += part[2]
             onto_rows = None if onto_rows is None else onto_rows + part[3]
             onto_cols = None if onto_cols is None else onto_cols + part[4]
@@ -102,9 +124,7 @@ class _RingSums(Function):
         return onto_a, onto_b, onto_scale, onto_rows, onto_cols, *(None,) * 10
 
 
-def ring_sum(
-    a: Tensor, b: Tensor, fn: Shape, tile: int | Literal["auto"], group: Any
-) -> Tensor:
+def ring_sum(a: Tensor, b: Tensor, fn: Shape, tile: int | Literal["auto"], group: Any) -> Tensor:
     """Compute `sums.pair_sum` over all pairs, columns sharded over the processes.
 
     Every process of the group has to call it. It can be differentiated once.
@@ -142,7 +162,8 @@ class _RingSum(Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         a, own = ctx.saved_tensors
         fn, tile, group = ctx.settings
-        onto_a, onto_b = torch.zeros_like(a), torch.zeros_like(own)
+        onto_a = torch.zeros_like(a)
+        onto_b: Tensor | None = torch.zeros_like(own)
         sizes = _sizes(own, group)
         for hop, (shard,) in enumerate(_travel([own], group)):
             assert shard is not None
@@ -151,7 +172,9 @@ class _RingSum(Function):
                 total = pair_sum(*leaves, fn, PairMask(expr="any"), tile=tile)
             part = torch.autograd.grad(total, leaves, upstream)
             onto_a += part[0]
-            (onto_b,) = _pass_on([onto_b + part[1]], sizes, hop, group)
+            (onto_b,) = _pass_on(
+                [part[1] if onto_b is None else onto_b + part[1]], sizes, hop, group
+            )
         return onto_a, onto_b, None, None, None
 
 
@@ -184,9 +207,8 @@ def _pass_on(
     world, rank = len(sizes), dist.get_rank(group)
     if world == 1:
         return shard
-    whole = dist.group.WORLD if group is None else group
-    after = dist.get_global_rank(whole, (rank + 1) % world)
-    before = dist.get_global_rank(whole, (rank - 1) % world)
+    after = dist.get_global_rank(group, (rank + 1) % world)
+    before = dist.get_global_rank(group, (rank - 1) % world)
     length = sizes[(rank - hop - 1) % world]
     received = [None if x is None else x.new_empty(length, *x.shape[1:]) for x in shard]
     operations = []

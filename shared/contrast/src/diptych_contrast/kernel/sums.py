@@ -86,16 +86,16 @@ def pair_sum(
     size = default_tile(len(a), len(b), dtype.itemsize) if tile == "auto" else tile
     u, v = (None, None) if weight is None else (part.detach().to(dtype) for part in weight)
     with torch.autocast(a.device.type, enabled=False):
-        result: Tensor = _Sum.apply(
+        result: Tensor = _Sum.apply(  # type: ignore[no-untyped-call]
             a.to(dtype), b.to(dtype), u, v, *mask.keys(), (fn, mask.expr, size)
-        )  # type: ignore[no-untyped-call]
+        )
     return result
 
 
 class _Sum(Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        total = inputs[0].new_zeros(len(inputs[0]))
+        total: Tensor = inputs[0].new_zeros(len(inputs[0]))
         for rows, cols, scores, weigh in _tiles(inputs[:10], inputs[10]):
             total[rows] += weigh(FUNCTIONS[inputs[10][0]][0](scores), rows, cols).sum(1)
         return total
@@ -129,9 +129,9 @@ class _SumGradients(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        onto_a, onto_b, onto_upstream = _SumCurvature.apply(
+        onto_a, onto_b, onto_upstream = _SumCurvature.apply(  # type: ignore[no-untyped-call]
             *ctx.saved_tensors, *cotangents, ctx.where
-        )  # type: ignore[no-untyped-call]
+        )
         return onto_a, onto_b, *(None,) * 8, onto_upstream, None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -325,8 +325,12 @@ def meet_columns(
         first, *rest = (None if x is None else gather_no_grad(x, options.group) for x in own)
         other = (own[0] if first is None else first, *rest)  # type: ignore[assignment]
     return columns, PairMask(
-        row_id=own[0], row_view=own[1], row_label=own[2],
-        col_id=other[0], col_view=other[1], col_label=other[2],
+        row_id=own[0],
+        row_view=own[1],
+        row_label=own[2],
+        col_id=other[0],
+        col_view=other[1],
+        col_label=other[2],
     )
 
 
@@ -409,16 +413,3 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         return _AllReduce.apply(upstream, ctx.group), None  # type: ignore[no-untyped-call]
-
-
-def names_of(function: Callable[..., object]) -> Mapping[str, object]:
-    """Return parameter names of a loss and their defaults, the common ones included."""
-    import inspect
-
-    own = {
-        name: parameter.default
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
-    defaults = {name: getattr(Options("defaults"), name) for name in Common.__annotations__}
-    return {**own, **defaults}

@@ -198,13 +198,13 @@ def _queue(
     if isinstance(queue, Tensor):
         columns = queue
     elif readable(queue.keys):
-        columns = queue.stored
+        columns = queue.stored()
     else:
         # Reading how many slots are filled would stop the device or the compiler.
         columns, mask = queue.keys, "same_label"
         keys = PairMask(
             row_label=torch.zeros(len(q), dtype=torch.int64, device=q.device),
-            col_label=(~queue.valid).long(),
+            col_label=(~queue.valid()).long(),
         )
     if columns.dim() != 2 or columns.shape[1] != q.shape[1]:
         raise ContrastInputError(

@@ -29,6 +29,8 @@ from diptych_contrast.pairwise.statistics import (
     subtract_exp,
 )
 
+LOG_10 = math.log(10.0)
+
 
 @overload
 def siglip(
@@ -55,7 +57,7 @@ def siglip(
 def siglip(
     x: Float[Tensor, "n d"],
     y: Float[Tensor, "n d"],
-    log_scale: float | Tensor = math.log(10.0),
+    log_scale: float | Tensor = LOG_10,
     bias: float | Tensor = -10.0,
     *,
     positives: Shaped[Tensor, "n m"] | None = None,
@@ -103,7 +105,9 @@ def siglip(
     if not return_info:
         return loss
     with torch.no_grad():
-        lse, peak = log_sums(first, second, scale, ("any",), peak=True, engine=local_engine(options))
+        lse, peak = log_sums(
+            first, second, scale, ("any",), peak=True, engine=local_engine(options)
+        )
         diagonal = (first * second).sum(1)
     own = moments_of(diagonal)
     info = pair_info(

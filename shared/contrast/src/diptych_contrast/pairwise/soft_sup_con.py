@@ -97,7 +97,8 @@ def soft_sup_con(
     scale = read_scale(options, temperature, views)
     u, v = _factors(options, soft_labels, weights, views)
     count, rows = len(views), views.flatten(0, 1)
-    sums = sum_over(options, torch.cat([v.t().sum(1, keepdim=True) * count, v.t() @ views.sum(0)], 1))
+    sums = torch.cat([v.sum(0)[:, None] * count, v.t() @ views.sum(0)], 1)
+    sums = sum_over(options, sums)
     own = (u * v).sum(1)
     # Pairs of one sample leave the product of factors and come back with weight 1.
     siblings = ((views.sum(0) - views) * views).sum(2).flatten()

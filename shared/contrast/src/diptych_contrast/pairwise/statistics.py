@@ -60,7 +60,7 @@ def moments_within(z: Tensor, key: Tensor) -> Moments:
     """Moments of the products of ordered pairs of equal key, each row with itself included."""
     order = torch.argsort(key, stable=True)
     _, sizes = torch.unique_consecutive(key[order], return_counts=True)
-    parts = z[order].split(sizes.tolist())
+    parts = torch.split(z[order], sizes.tolist())
     singles = torch.cat([z[:0], *(part for part in parts if len(part) == 1)])
     total = moments_of(singles.double().square().sum(1))
     for part in parts:

@@ -127,7 +127,7 @@ def _classes(options: Options, views: Tensor, labels: Tensor, ids: Tensor | None
         ids = sample_ids(options, views[0])
     else:
         ids = read_labels(options, "ids", ids, views[0], lowest=None)
-        if len(views) > 1 and readable(ids) and len(ids.unique()) < len(ids):
+        if len(views) > 1 and readable(ids) and len(torch.unique(ids)) < len(ids):
             warn(
                 options.function,
                 argument="ids",
@@ -174,9 +174,7 @@ def class_contrast(
     else:
         keys = Keys(sample_ids(options, z), label=classes)
         columns, mask = meet_columns(options, z, keys)
-        lse, peak = log_sums(
-            z, columns, scale, masks, keys=mask, peak=info, engine=options.engine
-        )
+        lse, peak = log_sums(z, columns, scale, masks, keys=mask, peak=info, engine=options.engine)
     divisor = n_positive.clamp_min(1).to(z.dtype)
     if mode == "in":
         positive = lse[1].masked_fill(~valid, 0.0) - divisor.log()

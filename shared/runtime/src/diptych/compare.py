@@ -303,16 +303,11 @@ def _shown(pairs: Sequence[Pair], metrics: Mapping[str, Metric]) -> list[tuple[s
 
 
 def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    text = len(lines[0]) - 1
-    return [
-        "  ".join(
-            cell.rjust(width) if _is_number(cell) and 0 < place < text else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    aligned = [_aligned_column(column) for column in zip(*lines, strict=True)]
+    return ["  ".join(cells).rstrip() for cells in zip(*aligned, strict=True)]
 
 
-def _is_number(cell: str) -> bool:
-    return cell[:1] in "+-<" or cell[:1].isdigit()
+def _aligned_column(cells: Sequence[str]) -> list[str]:
+    width = max(len(cell) for cell in cells)
+    numbers = all(cell[:1].isdigit() or cell[:1] in {"+", "-", "<"} for cell in cells[1:])
+    return [cell.rjust(width) if numbers else cell.ljust(width) for cell in cells]

@@ -296,3 +296,19 @@ class TestCosineMomentum:
         with pytest.raises(ContrastInputError) as caught:
             cosine_momentum(*arguments)
         assert caught.value.argument == argument
+
+
+@pytest.mark.slow
+def test_temperature_and_queue_compile_without_a_graph_break():
+    temperature, queue = Temperature(0.07, learnable=True), KeyQueue(24, 2, labels=True)
+
+    def step(keys, labels):
+        queue.enqueue(keys, labels=labels)
+        return temperature() * queue.valid().sum()
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for stored in (16, 24, 24):
+        compiled(rows(0, 16), torch.arange(16)).backward()
+        assert temperature.log_scale.grad.item() == pytest.approx(-0.07 * stored)
+        assert len(queue.stored()) == stored
+        temperature.zero_grad()

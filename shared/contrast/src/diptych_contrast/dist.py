@@ -184,12 +184,13 @@ def _reduce_scatter(
     gradient: Tensor, sizes: tuple[int, ...], group: torch_dist.ProcessGroup | None
 ) -> Tensor:
     rank, _ = world(group)
-    if torch_dist.get_backend(group) != "nccl":  # gloo offers no reduce-scatter in torch 2.6
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        torch_dist.all_reduce(total, group=group)
-        return total.split_with_sizes(sizes)[rank].clone()
-    longest = max(sizes)
-    table = torch.cat([_padded(part, longest) for part in gradient.split_with_sizes(sizes)])
-    own = table.new_empty(longest, *table.shape[1:])
-    torch_dist.reduce_scatter_tensor(own, table, group=group)
-    return own[: sizes[rank]]
+    if torch_dist.get_backend(group) == "nccl":  # pragma: no cover - CUDA only
+        longest = max(sizes)
+        table = torch.cat([_padded(part, longest) for part in gradient.split_with_sizes(sizes)])
+        own = table.new_empty(longest, *table.shape[1:])
+        torch_dist.reduce_scatter_tensor(own, table, group=group)
+        return own[: sizes[rank]]
+    # gloo offers no reduce-scatter in torch 2.6
+    total = gradient.clone(memory_format=torch.contiguous_format)
+    torch_dist.all_reduce(total, group=group)
+    return total.split_with_sizes(sizes)[rank].clone()

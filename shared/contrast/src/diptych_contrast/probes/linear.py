@@ -250,7 +250,8 @@ def _choose(
         losses = []
         for number in numbers:
             train, test = fold != number, fold == number
-            theta = fit_logistic(rows[train], y[train], classes, l2, starts.get(number))
+            start = starts.get(number)
+            theta = fit_logistic(rows[train], y[train], classes, l2, start, tolerance=1e-4)
             starts[number] = theta
             known = test & torch.isin(
                 y, torch.unique(y[train])

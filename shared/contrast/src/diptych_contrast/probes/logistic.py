@@ -18,6 +18,7 @@ def fit_logistic(
     classes: int,
     l2: float,
     start: Float[Tensor, "d1 classes"] | None = None,
+    tolerance: float = 1e-6,
 ) -> Float[Tensor, "d1 classes"]:
     """Minimise the mean cross-entropy plus ``l2/2 ||W||^2``; the bias is not penalised.
 
@@ -27,6 +28,7 @@ def fit_logistic(
         classes: Number of classes.
         l2: Weight of the penalty; scikit-learn's C is ``1 / (n l2)``.
         start: Where to start; default 0.
+        tolerance: Largest component of the gradient at which to stop.
 
     Returns:
         Weights, and the bias in the last row.
@@ -47,7 +49,7 @@ def fit_logistic(
         return float(loss), gradient.flatten()
 
     first = x.new_zeros(d + 1, classes) if start is None else start
-    return minimise(objective, first.flatten()).view(d + 1, classes)
+    return minimise(objective, first.flatten(), tolerance=tolerance).view(d + 1, classes)
 
 
 def minimise(

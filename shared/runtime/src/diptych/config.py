@@ -121,7 +121,9 @@ Stages = dict[str, dict[str, Any]]  # the ``stages`` section: stage -> values of
 class EvaluateSection(Section):
     """What is scored beside the model."""
 
-    baselines: tuple[str, ...] = Field((), description="Baselines printed beside the model.")
+    baselines: tuple[str, ...] | None = Field(
+        None, description="Baselines printed beside the model; null: all."
+    )
 
 
 class PipelineConfig(Section):
@@ -150,7 +152,7 @@ def list_recipes(folder: Path) -> dict[str, str]:
     for path in sorted(folder.glob("*.yaml")):
         lines = path.read_text(encoding="utf-8").splitlines()
         comment = next((line for line in lines if line.startswith("#")), "")
-        found[path.stem] = comment.lstrip("# ").strip()
+        found[path.stem] = comment.lstrip("# ").removeprefix(f"{path.stem}:").strip()
     return found
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from diptych.cli.terminal import (
     PATH,
+    InOrder,
     alias_options,
     configured,
     debug_option,
@@ -42,14 +43,16 @@ def pipeline_group(pipeline: Pipeline) -> click.Group:
         "prepare": _prepare,
         "train": _train,
         "evaluate": _evaluate,
+        "predict": _predict,
         "compare": _compare,
         "report": _report,
+        "export": _export,
     }
-    if pipeline.predict is not None:
-        builders["predict"] = _predict
-    if pipeline.export is not None:
-        builders["export"] = _export
-    group = click.Group(pipeline.name, help=f"{pipeline.title}.")
+    if pipeline.predict is None:
+        del builders["predict"]
+    if pipeline.export is None:
+        del builders["export"]
+    group = InOrder(pipeline.name, help=f"{pipeline.title}.")
     for name, build in builders.items():
         command = build(pipeline)
         command.params += alias_options(pipeline.config, name)
@@ -105,7 +108,7 @@ def _sample(pipeline: Pipeline) -> click.Command:
 
 
 def _recipe(pipeline: Pipeline) -> click.Command:
-    @click.command(help="List the recipes, or print one with every value, ready to be edited.")
+    @click.command(help="List the recipes, or print one to edit.")
     @click.argument("name", required=False)
     def recipe(name: str | None) -> None:
         folder = recipes_folder(pipeline.config)
@@ -132,11 +135,12 @@ def _check(pipeline: Pipeline) -> click.Command:
     def check(
         data: Path, recipe: str | None, file: Path | None, sets: tuple[str, ...], as_json: bool
     ) -> int:
-        from diptych import verbs
-
         invocation().json = as_json
         config = _config(pipeline, recipe, file, sets)
-        findings = verbs.check(pipeline, present(data, "DATA"), config)
+        present(data, "DATA")
+        from diptych import verbs
+
+        findings = verbs.check(pipeline, data, config)
         show(findings, as_json=as_json, on_stderr=False)
         return _code(findings)
 
@@ -151,10 +155,11 @@ def _prepare(pipeline: Pipeline) -> click.Command:
     def prepare(
         data: Path, out: Path, recipe: str | None, file: Path | None, sets: tuple[str, ...]
     ) -> int:
+        config = _config(pipeline, recipe, file, sets)
+        present(data, "DATA")
         from diptych import verbs
 
-        config = _config(pipeline, recipe, file, sets)
-        findings = verbs.prepare(pipeline, present(data, "DATA"), out, config)
+        findings = verbs.prepare(pipeline, data, out, config)
         show(findings)
         say(f"prepared: {out}")
         return _code(findings)
@@ -184,8 +189,6 @@ def _train(pipeline: Pipeline) -> click.Command:
         resume: bool,
         no_evaluate: bool,
     ) -> None:
-        from diptych import verbs
-
         invocation().run = out
         if init_partial and init is None:
             raise UsageError("--init-partial: needs --init, the weights to start from")
@@ -195,9 +198,12 @@ def _train(pipeline: Pipeline) -> click.Command:
             config = _config(pipeline, recipe, file, sets)
         elif everything and (out / "config.yaml").is_file():
             config = load(pipeline.config, file=out / "config.yaml", sets=everything)
+        present(data, "DATA")
+        from diptych import verbs
+
         path = verbs.train(
             pipeline,
-            present(data, "DATA"),
+            data,
             out,
             config,
             init=init,
@@ -255,11 +261,12 @@ def _evaluate(pipeline: Pipeline) -> click.Command:
     def evaluate(
         target: Path, data: tuple[Path, ...], sets: tuple[str, ...], out: Path | None
     ) -> None:
+        existing_run(target)
+        for path in data:
+            present(path, "--data")
         from diptych import verbs
 
-        existing_run(target)
-        sources = [present(path, "--data") for path in data]
-        path = verbs.evaluate(pipeline, target, data=sources, sets=_with_aliases(sets), out=out)
+        path = verbs.evaluate(pipeline, target, data=data, sets=_with_aliases(sets), out=out)
         _show_run(pipeline, path)
 
     return evaluate
@@ -272,11 +279,11 @@ def _predict(pipeline: Pipeline) -> click.Command:
     @click.option("--out", type=PATH, required=True, help="File or folder for the predictions.")
     @set_option
     def predict(target: Path, source: Path, out: Path, sets: tuple[str, ...]) -> int:
+        existing_run(target)
+        present(source, "INPUT")
         from diptych import verbs
 
-        existing_run(target)
-        given = present(source, "INPUT")
-        findings = verbs.predict(pipeline, target, given, out, _with_aliases(sets))
+        findings = verbs.predict(pipeline, target, source, out, _with_aliases(sets))
         show(findings)
         say(f"predictions: {out}")
         return _code(findings)
@@ -288,12 +295,12 @@ def _compare(pipeline: Pipeline) -> click.Command:
     @click.command(help="Compare runs over the same splits; trains nothing.")
     @click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN RUN...")
     def compare(runs: tuple[Path, ...]) -> None:
-        from diptych import verbs
-
         if len(runs) < 2:
             raise UsageError("compare: needs two runs or more")
         for path in runs:
             existing_run(path)
+        from diptych import verbs
+
         say(verbs.compare(pipeline, runs).rstrip())
 
     return compare
@@ -303,9 +310,10 @@ def _report(pipeline: Pipeline) -> click.Command:
     @click.command(help="Write the report of a run again.")
     @click.argument("target", type=PATH, metavar="RUN")
     def report(target: Path) -> None:
+        existing_run(target)
         from diptych import verbs
 
-        say(f"report: {verbs.report(pipeline, existing_run(target))}")
+        say(f"report: {verbs.report(pipeline, target)}")
 
     return report
 
@@ -320,9 +328,9 @@ def _export(pipeline: Pipeline) -> click.Command:
     @click.option("--part", metavar="NAME", help="Which graph, where a model has several.")
     @set_option
     def export(target: Path, form: str, out: Path, part: str | None, sets: tuple[str, ...]) -> None:
+        existing_run(target)
         from diptych import verbs
 
-        existing_run(target)
         path = verbs.export(pipeline, target, form, out, part, _with_aliases(sets))
         say(f"exported: {path}")
 
@@ -331,11 +339,11 @@ def _export(pipeline: Pipeline) -> click.Command:
 
 def _domain_verb(pipeline: Pipeline, name: str, verb: Verb) -> click.Command:
     def call(sets: tuple[str, ...], target: Path | None = None, **given: Any) -> int:
-        from diptych import verbs
-
         options = _options(verb.options, given)
         if target is not None:
-            target = existing_run(target) if verb.takes == "run" else present(target, "DATA")
+            existing_run(target) if verb.takes == "run" else present(target, "DATA")
+        from diptych import verbs
+
         findings = verbs.run_verb(pipeline, name, target, options, sets)
         show(findings)
         return _code(findings)

@@ -55,7 +55,7 @@ def say(text: str, *, on_stderr: bool = False) -> None:
 
 
 def show(findings: Findings, *, as_json: bool = False, on_stderr: bool = True) -> None:
-    """Print findings: as JSON alone on standard output, or as paragraphs and a count."""
+    """Print findings: as JSON alone on standard output, or as paragraphs; there with a count."""
     if as_json:
         say(json.dumps(findings.to_json(), indent=1, ensure_ascii=False))
         return
@@ -63,15 +63,19 @@ def show(findings: Findings, *, as_json: bool = False, on_stderr: bool = True) -
         head = click.style(f"{finding.severity} {finding.code}", fg=COLOURS[finding.severity])
         body = f"{head}: {finding.where}\n    {finding.found}\n    {finding.fix}"
         say(body, on_stderr=on_stderr)
+    if not on_stderr:
+        say(_counts(findings))
+
+
+def _counts(findings: Findings) -> str:
     notes = len(findings) - len(findings.errors) - len(findings.warnings)
     counts = ((len(findings.errors), "error"), (len(findings.warnings), "warning"), (notes, "note"))
     words = [f"{count} {word}{'s' * (count != 1)}" for count, word in counts if count]
-    if words or not on_stderr:
-        say(", ".join(words) or "no findings", on_stderr=on_stderr)
+    return ", ".join(words) or "no findings"
 
 
-def present(path: Path, what: str) -> Path:
-    """A path of data that exists.
+def present(path: Path, what: str) -> None:
+    """Demand that a path of data exists.
 
     Args:
         path: As given.
@@ -81,15 +85,15 @@ def present(path: Path, what: str) -> Path:
         DataError: It does not exist.
     """
     if path.exists():
-        return path
+        return
     where = "" if path.is_absolute() else f"; relative paths start at {Path.cwd()}"
     fix = f"check the spelling{where}"
     finding = Finding("error", "data.missing", str(path), "no such file or folder", fix)
     raise DataError(f"{what} does not exist, nothing was done", Findings((finding,)))
 
 
-def existing_run(path: Path) -> Path:
-    """A run folder or a file of weights that exists; a run keeps the log of a failure.
+def existing_run(path: Path) -> None:
+    """Demand a run folder or a file of weights; a run keeps the log of a failure.
 
     Raises:
         UsageError: It does not exist.
@@ -98,7 +102,13 @@ def existing_run(path: Path) -> Path:
         hint = "give the folder that 'train' wrote"
         raise UsageError(f"{path}: no such run folder or file of weights; {hint}")
     invocation().run = path
-    return path
+
+
+class InOrder(click.Group):
+    """Lists its commands in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
 def _set_debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:

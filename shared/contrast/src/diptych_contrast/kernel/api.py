@@ -103,8 +103,9 @@ def log_sums(
     scale = scale.to(a.dtype).reshape(-1)
     expressions = ",".join(masks)
     mode = "symmetric" if b is None else "both" if both else "rows"
-    if engine.backend == "dense":
-        lse, top = dense_sweep(a, b, scale, biases, key_list, expressions, mode)
+    if engine.backend == "dense" and not (engine.ring and b is not None):
+        with torch.autocast(a.device.type, enabled=False):
+            lse, top = dense_sweep(a, b, scale, biases, key_list, expressions, mode)
         return lse, top.detach() if peak else top.new_empty(0)
     columns = len(a) if b is None else len(b)
     size = default_tile(len(a), columns, a.element_size()) if engine.tile == "auto" else engine.tile

@@ -98,9 +98,9 @@ def siglip(
     # log sigmoid(-S) = -softplus(S) and log sigmoid(S) = S - softplus(S): positives are linear.
     rows = torch.cat([first * scale, offset.expand(len(first), 1)], 1)
     columns = torch.cat([second, torch.ones_like(second[:, :1])], 1)
-    losses = _softplus_sums(options, rows, columns) - _positive_scores(
-        options, rows, columns, positives
-    )
+    with torch.autocast(first.device.type, enabled=False):
+        losses = _softplus_sums(options, rows, columns)
+        losses = losses - _positive_scores(options, rows, columns, positives)
     loss = reduce_rows(options, losses, None)
     if not return_info:
         return loss

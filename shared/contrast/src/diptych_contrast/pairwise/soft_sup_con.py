@@ -96,26 +96,17 @@ def soft_sup_con(
     views = read_views(options, "z", z)
     scale = read_scale(options, temperature, views)
     u, v = _factors(options, soft_labels, weights, views)
-    count, rows = len(views), views.flatten(0, 1)
-    sums = torch.cat([v.sum(0)[:, None] * count, v.t() @ views.sum(0)], 1)
-    sums = sum_over(options, sums)
-    own = (u * v).sum(1)
-    # Pairs of one sample leave the product of factors and come back with weight 1.
-    siblings = ((views.sum(0) - views) * views).sum(2).flatten()
-    itself = rows.square().sum(1)
-    reached = (u @ sums).repeat(count, 1)
-    total = reached[:, 0] - count * own.repeat(count) + (count - 1)
-    score = (rows * reached[:, 1:]).sum(1) - own.repeat(count) * (siblings + itself) + siblings
-    # A sum of weights that is only rounding is none.
-    valid = total > 1e-6 * (1.0 + reached[:, 0])
-    positive = score / torch.where(valid, total, 1.0) * scale
+    rows = views.flatten(0, 1)
+    with torch.autocast(views.device.type, enabled=False):
+        positive, valid = _weighted_scores(options, views, u, v)
+    positive = positive * scale
     lse, peak = _denominators(options, rows, scale, return_info)
     valid = valid & (lse > -torch.inf)
     loss = reduce_rows(options, lse.masked_fill(~valid, 0.0) - positive, valid)
     if not return_info:
         return loss
     positives, best, rest = _siblings(views, lse.detach(), scale.detach())
-    every = moments_between(rows, rows) - moments_of(itself)
+    every = moments_between(rows, rows) - moments_of(rows.square().sum(1))
     info = pair_info(
         rows=len(rows),
         valid=valid,
@@ -128,6 +119,23 @@ def soft_sup_con(
         scale=scale,
     )
     return loss, info
+
+
+def _weighted_scores(
+    options: Options, views: Tensor, u: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted mean score of every row with its positives, and whether it has any."""
+    count, rows = len(views), views.flatten(0, 1)
+    sums = torch.cat([v.sum(0)[:, None] * count, v.t() @ views.sum(0)], 1)
+    reached = (u @ sum_over(options, sums)).repeat(count, 1)
+    own = (u * v).sum(1).repeat(count)
+    # Pairs of one sample leave the product of factors and come back with weight 1.
+    siblings = ((views.sum(0) - views) * views).sum(2).flatten()
+    total = reached[:, 0] - count * own + (count - 1)
+    score = (rows * reached[:, 1:]).sum(1) - own * (siblings + rows.square().sum(1)) + siblings
+    # A sum of weights that is only rounding is none.
+    valid = total > 1e-6 * (1.0 + reached[:, 0])
+    return score / torch.where(valid, total, 1.0), valid
 
 
 def _denominators(options: Options, z: Tensor, scale: Tensor, peak: bool) -> tuple[Tensor, Tensor]:

@@ -397,7 +397,7 @@ class TestRetrieval:
         found = retrieval(constant, constant)
         for direction in (found.x_to_y, found.y_to_x):
             for k in (1, 5, 10):
-                assert direction.recall[k] == pytest.approx(k / 333, abs=1e-10)
+                assert direction.recall[k] == pytest.approx(k / 333, abs=1e-14)
             assert direction.map_at_r == pytest.approx(1 / 333)
             assert direction.mean_rank == pytest.approx(167)
         assert found.r_sum == pytest.approx(2 * 1600 / 333)
@@ -409,7 +409,7 @@ class TestRetrieval:
         for k in (1, 5, 10):
             chance = 1 - math.comb(495, k) / math.comb(500, k)
             assert found.y_to_x.recall[k] == pytest.approx(chance, abs=1e-9)
-            assert found.x_to_y.recall[k] == pytest.approx(k / 100, abs=1e-9)
+            assert found.x_to_y.recall[k] == pytest.approx(k / 100, abs=1e-14)
 
     def test_a_matrix_and_an_index_say_the_same(self):
         x, y = normal(40, 5, seed=1), normal(30, 5, seed=2)

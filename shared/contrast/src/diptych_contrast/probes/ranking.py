@@ -133,6 +133,7 @@ def recall_at_k(
         - log_factorial(tied - within)
         - log_factorial(tied + hits)
     ).exp()
+    missed = torch.where(hits == 1, 1 - within / (tied + 1), missed)  # the same without rounding
     return torch.where(drawn > tied, 1.0, 1 - missed).clamp(0, 1)
 
 

@@ -113,5 +113,5 @@ def test_the_table_aligns_its_columns(make_run: Callable[..., Path], pipeline: A
     ).splitlines()
     assert len(lines) == len(pipeline.metrics)
     for column in ("value ", "difference ", " p "):
-        end = head.index(column) + len(column) - 1
+        end = f"{head} ".index(column) + len(column) - 1
         assert all(line[end - 1].isdigit() and line[end] == " " for line in lines)

@@ -237,9 +237,16 @@ def _data(run: Path) -> list[tuple[str, str]]:
     fit = next(iter(sorted((run / "fits").rglob("fit.json"))), None)
     facts = json.loads(fit.read_text(encoding="utf-8")).get("facts", {}) if fit else {}
     for key, value in facts.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        rows.append((key, without_paths(text if len(text) <= 240 else text[:237] + "...")))
+        rows.append((key, without_paths(_fact(value))))
     return rows
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        text = ", ".join(str(item) for item in value)
+    else:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _environment_rows(run: Path) -> list[tuple[str, str]]:

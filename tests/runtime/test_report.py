@@ -154,11 +154,16 @@ def test_a_split_below_subjects_is_said_first(
     )
     html, _ = read(render(run, pipeline))
     assert html.index('<section class="alarm"') < html.index('class="notes"')
-    assert "new subject" in html
+    assert "new participant" in html
 
 
 def test_a_sound_run_raises_no_alarm(make_run: Callable[..., Path], pipeline: Any) -> None:
-    assert '<section class="alarm"' not in read(render(make_run(), pipeline))[0]
+    run = make_run()
+    split = json.loads((run / "split.json").read_text())
+    inner = {"disjoint_by": "item", "train": [0, 1], "validation": [2], "test": []}
+    split["splits"]["a" * 16] = inner
+    (run / "split.json").write_text(json.dumps(split))
+    assert '<section class="alarm"' not in read(render(run, pipeline))[0]
 
 
 def test_words_from_the_data_are_escaped(make_run: Callable[..., Path], pipeline: Any) -> None:
@@ -275,3 +280,5 @@ def test_words_of_notes_verdict_and_paths() -> None:
     assert without_paths("a: /home/jane/x.csv, b: 3/4") == "a: PATH, b: 3/4"
     assert without_paths(r"a: C:\Users\jane\x.csv") == "a: PATH"
     assert without_paths("f: ~/eeg/x.csv") == "f: PATH"
+    assert without_paths("f: '/home/jane doe/x.csv', g: /data") == "f: 'PATH', g: PATH"
+    assert without_paths("in bit/min, see https://a.org/b") == "in bit/min, see https://a.org/b"

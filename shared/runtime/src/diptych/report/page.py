@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ from diptych.results import read_results, verdict
 LARGEST = 4_900_000  # bytes; the report can be sent by mail
 WORST_ROWS = 15
 _TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
-_LOCAL_PATH = re.compile(r"(?<![\w:/.])(?:~|[A-Za-z]:[\\/]|/(?=\w))[^\s'\",\]}]*[\\/][^\s'\",\]}]*")
+_WORD = r"[^\s'\",\]}]*"
+_LOCAL_PATH = re.compile(
+    rf"(?<![\w:/.])(?:~[\\/]|[A-Za-z]:[\\/]|/(?=\w)){_WORD}(?: {_WORD}[\\/]{_WORD})*"
+)
 
 
 def render(
@@ -83,7 +86,7 @@ def _context(run: Path, evaluation: Path, pipeline: Pipeline) -> dict[str, Any]:
         "parts": statement.split("; "),
         "judgement": judgement,
         "kind": {"better": "good", "worse": "bad"}.get(judgement, "open"),
-        "alarms": alarms(config_text, split, _findings(run / "findings.json")),
+        "alarms": alarms(config_text, split, _findings(run / "findings.json"), results["subject"]),
         "evaluation_findings": views.grouped_findings(_findings(evaluation / "findings.json")),
         "sentences": sentences,
         "pairs": pairs,
@@ -116,7 +119,10 @@ def _context(run: Path, evaluation: Path, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def alarms(
-    config_text: str, split: Mapping[str, Any] | None, findings: list[dict[str, str]]
+    config_text: str,
+    split: Mapping[str, Any] | None,
+    findings: Sequence[Mapping[str, str]],
+    subject: str,
 ) -> list[str]:
     """What must stand in red before every number: leakage, transduction, other split levels.
 
@@ -124,6 +130,7 @@ def alarms(
         config_text: The run's ``config.yaml``.
         split: The content of ``split.json``.
         findings: The findings of the check and of the split.
+        subject: The domain's word for the independent source.
 
     Returns:
         Sentences; empty for a sound split by subject.
@@ -142,19 +149,21 @@ def alarms(
         )
     if section.get("transductive"):
         said.append(
-            "Transductive: label-free stages were permitted to see test subjects "
-            "(split.transductive). A new subject is not served this well."
+            f"Transductive: label-free stages were permitted to see test {subject}s "
+            f"(split.transductive). A new {subject} is not served this well."
         )
-    levels = {part["disjoint_by"] for part in (split or {"splits": {}})["splits"].values()}
+    # a split without a test part only chooses an epoch
+    parts = (split or {"splits": {}})["splits"].values()
+    levels = {part["disjoint_by"] for part in parts if part["test"]}
     words = {
-        "session": "sessions: the test subjects' other sessions were trained on",
-        "recording": "recordings: the test subjects' other recordings were trained on",
-        "item": "single items: other items of the same subjects were trained on",
-        "time": "time: training saw the same subjects' earlier data, and other subjects' events "
-        "from after a test event",
+        "session": f"sessions: other sessions of the test {subject}s were trained on",
+        "recording": f"recordings: other recordings of the test {subject}s were trained on",
+        "item": f"single items: other items of the test {subject}s were trained on",
+        "time": f"time: training saw earlier data of the same {subject}s, and data of other "
+        f"{subject}s from after a test event",
     }
     said += [
-        f"Split by {words[level]}. Nothing here is measured on a new subject."
+        f"Split by {words[level]}. Nothing here is measured on a new {subject}."
         for level in words
         if level in levels
     ]

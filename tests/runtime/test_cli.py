@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -218,10 +217,22 @@ def test_check_prints_findings_and_counts_for_people(
     called.check.return_value = Findings((ERROR, NOTE))
     assert cli.run(["toy", "check", "data"]) == 3
     out = capsys.readouterr().out
-    assert "error file.cut: für a.edf\n    ends early\n    copy it again\n" in out
+    assert out.startswith("error file.cut: für a.edf\n    ends early\n    copy it again\n")
     assert out.endswith("1 error, 1 note\n")
     called.check.return_value = Findings((NOTE,))
     assert cli.run(["toy", "check", "data"]) == 0
+
+
+def test_equal_findings_share_a_paragraph_and_errors_come_first(
+    capsys: pytest.CaptureFixture[str], called: MagicMock
+) -> None:
+    cut = [Finding("error", "file.cut", f"{number}.edf", "cut", "copy") for number in range(7)]
+    called.check.return_value = Findings((NOTE, *cut))
+    assert diptych("toy check data") == 3
+    assert capsys.readouterr().out == (
+        "error file.cut: 0.edf, 1.edf, 2.edf, 3.edf, 4.edf and 2 more\n    cut\n    copy\n"
+        "note file.old: b.edf\n    is old\n    nothing to do\n7 errors, 1 note\n"
+    )
 
 
 def test_train_hands_everything_over(called: MagicMock, tmp_path: Path) -> None:
@@ -460,28 +471,18 @@ HEAVY = ("torch", "polars", "numpy", "rich", "matplotlib", "ruamel.yaml", "light
 )
 def test_help_answers_at_once_without_heavy_imports(words: str, wheel: Path) -> None:
     code = f"""
-import sys, diptych.cli
+import sys, time, diptych.cli
 assert diptych.cli.run({words.split()}) == 0
 heavy = [name for name in {HEAVY} if name in sys.modules]
 assert not heavy, heavy
+assert time.process_time() < 0.5  # of the processor: the machine may be busy with other things
 """
     sources = [str(wheel), *(path for path in sys.path if path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sources)}
-    seconds = []
-    for _ in range(3):  # the machine may be busy: the best of three is what the code needs
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0, done.stderr
-        if seconds[-1] < 0.5:
-            break
-    assert min(seconds) < 0.5
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_python_dash_m_is_the_command() -> None:

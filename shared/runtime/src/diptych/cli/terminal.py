@@ -20,6 +20,7 @@ from diptych.findings import Finding, Findings
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "bright_black"}
+MOST_PLACES = 5  # of equal findings; --json lists all
 PATH = click.Path(path_type=Path)
 
 
@@ -55,14 +56,25 @@ def say(text: str, *, on_stderr: bool = False) -> None:
 
 
 def show(findings: Findings, *, as_json: bool = False, on_stderr: bool = True) -> None:
-    """Print findings: as JSON alone on standard output, or as paragraphs; there with a count."""
+    """Print findings: as JSON alone on standard output, or as paragraphs, errors first.
+
+    Args:
+        findings: What to print; equal ones share a paragraph that names their places.
+        as_json: Print the binding JSON form alone.
+        on_stderr: Where paragraphs go; on standard output a count follows.
+    """
     if as_json:
         say(json.dumps(findings.to_json(), indent=1, ensure_ascii=False))
         return
-    for finding in findings:
-        head = click.style(f"{finding.severity} {finding.code}", fg=COLOURS[finding.severity])
-        body = f"{head}: {finding.where}\n    {finding.found}\n    {finding.fix}"
-        say(body, on_stderr=on_stderr)
+    places: dict[tuple[str, ...], list[str]] = {}
+    for finding in sorted(findings, key=lambda finding: list(COLOURS).index(finding.severity)):
+        same = (finding.severity, finding.code, finding.found, finding.fix)
+        places.setdefault(same, []).append(finding.where)
+    for (severity, code, found, fix), where in places.items():
+        head = click.style(f"{severity} {code}", fg=COLOURS[severity])
+        more = f" and {len(where) - MOST_PLACES} more" if len(where) > MOST_PLACES else ""
+        say(f"{head}: {', '.join(where[:MOST_PLACES])}{more}", on_stderr=on_stderr)
+        say(f"    {found}\n    {fix}", on_stderr=on_stderr)
     if not on_stderr:
         say(_counts(findings))
 

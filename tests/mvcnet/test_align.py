@@ -23,9 +23,15 @@ from diptych_mvcnet.align import (
 from diptych_mvcnet.config import MVCNetConfig
 
 
+def mixture_of(rng, channels):
+    """Invertible, with singular values between 1/2 and 2."""
+    left, right = (np.linalg.qr(rng.normal(size=(channels, channels)))[0] for _ in range(2))
+    return (left * rng.uniform(0.5, 2.0, size=channels)) @ right
+
+
 def trials_of(n=12, channels=5, times=80, seed=0, scale=10.0):
     rng = np.random.default_rng(seed)
-    mixing = rng.normal(size=(channels, channels))
+    mixing = mixture_of(rng, channels)
     return scale * mixing @ rng.normal(size=(n, channels, times)) + rng.normal(
         size=(n, channels, 1)
     )
@@ -66,7 +72,7 @@ def test_mean_covariance_of_aligned_trials_is_the_identity(seed, channels, n):
 @given(seed=st.integers(0, 2**16))
 def test_an_invertible_mixture_changes_aligned_trials_by_a_rotation_only(seed):
     rng = np.random.default_rng(seed)
-    mixture = rng.normal(size=(5, 5)) + 3 * np.eye(5)
+    mixture = mixture_of(rng, 5)
     x = trials_of(seed=seed)
     plain, mixed = align_block(x), align_block(mixture @ x)
     flat = plain.transpose(1, 0, 2).reshape(5, -1)
@@ -205,7 +211,9 @@ def test_training_trials_are_aligned_by_subject_and_session():
 def test_the_reference_of_a_session_is_preferred_to_that_of_its_subject():
     references = training_references(*two_people())
     x = two_people()[0]
-    np.testing.assert_allclose(training_reference(references, "S-a", "2"), reference_by_loop(x[3:6]))
+    np.testing.assert_allclose(
+        training_reference(references, "S-a", "2"), reference_by_loop(x[3:6])
+    )
     np.testing.assert_allclose(training_reference(references, "S-a", "9"), reference_by_loop(x[:6]))
     assert training_reference(references, "S-c", "1") is None
     np.testing.assert_allclose(

@@ -23,12 +23,12 @@ def every_field(model: type[BaseModel]):
 
 def differences(left: dict, right: dict, path: str = "") -> dict:
     found = {}
-    for key in left:
+    for key, value in left.items():
         where = f"{path}{key}"
-        if isinstance(left[key], dict) and isinstance(right[key], dict):
-            found |= differences(left[key], right[key], where + ".")
-        elif left[key] != right[key]:
-            found[where] = (left[key], right[key])
+        if isinstance(value, dict) and isinstance(right[key], dict):
+            found |= differences(value, right[key], where + ".")
+        elif value != right[key]:
+            found[where] = (value, right[key])
     return found
 
 

@@ -19,9 +19,10 @@ from diptych_mvcnet.views import (
     usable_views,
 )
 
-BNCI2014001 = (
-    "Fz FC3 FC1 FCz FC2 FC4 C5 C3 C1 Cz C2 C4 C6 CP3 CP1 CPz CP2 CP4 P1 Pz P2 POz".split()
-)
+BNCI2014001 = [
+    *("Fz", "FC3", "FC1", "FCz", "FC2", "FC4", "C5", "C3", "C1", "Cz", "C2"),
+    *("C4", "C6", "CP3", "CP1", "CPz", "CP2", "CP4", "P1", "Pz", "P2", "POz"),
+]
 FOUR = ["left_hand", "right_hand", "feet", "tongue"]
 
 

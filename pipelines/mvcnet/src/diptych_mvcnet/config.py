@@ -357,6 +357,9 @@ class ObjectiveSection(Section):
 class MVCNetTrainSection(TrainSection):
     """The training loop."""
 
+    metric: Literal["accuracy", "nll"] | None = Field(
+        "nll", description="Validation metric that chooses the best epoch."
+    )
     drop_last: Literal["auto"] | bool = Field(
         "auto", description="Drop a smaller last batch; auto: in loso only."
     )

@@ -71,13 +71,15 @@ class EEGNet(nn.Module):
         first = max(round(sfreq / 32), 1)
         pooled = n_times // first // 8
         _need_samples("eegnet", n_times, 8 * first)
-        self.temporal = nn.Conv2d(1, 8, (1, round(sfreq / 2)), padding="same", bias=False)
+        kernel = max(round(sfreq / 2), 1)
+        self.temporal = nn.Sequential(_same(kernel), nn.Conv2d(1, 8, (1, kernel), bias=False))
         self.temporal_norm = nn.BatchNorm2d(8)
         self.spatial = nn.Conv2d(8, 16, (n_chans, 1), groups=8, bias=False)
         self.spatial_norm = nn.BatchNorm2d(16)
         self.pool = nn.AvgPool2d((1, first))
         self.separable = nn.Sequential(
-            nn.Conv2d(16, 16, (1, 16), padding="same", groups=16, bias=False),
+            _same(16),
+            nn.Conv2d(16, 16, (1, 16), groups=16, bias=False),
             nn.Conv2d(16, 16, 1, bias=False),
             nn.BatchNorm2d(16),
             nn.ELU(),
@@ -223,6 +225,11 @@ def _with_bands(
     cnn = config.model.cnn.model_copy(update={"bands": bands})
     model = config.model.model_copy(update={"cnn": cnn})
     return config.model_copy(update={"model": model})
+
+
+def _same(kernel: int) -> nn.Module:
+    """Padding in time after which a kernel gives as many samples as it got."""
+    return nn.ZeroPad2d(((kernel - 1) // 2, kernel // 2, 0, 0))
 
 
 def _at_most(weight: Tensor, norm: float) -> Tensor:

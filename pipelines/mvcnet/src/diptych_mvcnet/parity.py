@@ -84,14 +84,13 @@ def load_official_checkpoint(
         )
     net = MVCNet(n_chans, n_times, n_classes, sfreq=250.0, config=_official_network(pool))
     own = net.state_dict()
-    renamed = {KEYS[key]: value for key, value in found.items()}
-    for key, value in renamed.items():
-        if own[key].shape != value.shape:
+    for key, value in found.items():
+        if own[KEYS[key]].shape != value.shape:
             raise DataError(
                 f"{path}: {key} has shape {tuple(value.shape)}, {n_chans} channels, {n_times} "
-                f"samples, {n_classes} classes and pool {pool} need {tuple(own[key].shape)}"
+                f"samples, {n_classes} classes and pool {pool} need {tuple(own[KEYS[key]].shape)}"
             )
-    net.load_state_dict({**own, **renamed})
+    net.load_state_dict(own | {KEYS[key]: value for key, value in found.items()})
     return net.eval()
 
 

@@ -1,7 +1,7 @@
 """Protocols of motor-imagery studies as splits over the rows of the index.
 
-A trial is a (subject, session, run, trial) of the index: windows cut from one trial always share
-a part. Rows marked ``rejected`` are in no part.
+A trial is a (subject, session, run, source, trial) of the index: windows cut from one trial always
+share a part. Rows marked ``rejected`` are in no part.
 """
 
 from __future__ import annotations
@@ -177,8 +177,13 @@ def _trials_by_subject(index: pl.DataFrame) -> list[_Trials]:
         frame = frame.with_columns(pl.col("_row").alias("trial"))
     if "rejected" in frame.columns:
         frame = frame.filter(~pl.col("rejected"))
+    trial = [
+        column
+        for column in ("subject", "session", "run", "source", "trial")
+        if column in frame.columns
+    ]
     grouped = (
-        frame.group_by("subject", "session", "run", "trial", maintain_order=True)
+        frame.group_by(trial, maintain_order=True)
         .agg(pl.col("_row"), pl.col("label").first())
         .sort("subject", maintain_order=True)
     )

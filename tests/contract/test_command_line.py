@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import Subject
 
-HEAVY = ("torch", "polars", "rich", "scipy", "matplotlib", "mne", "sklearn", "pandas")
+HEAVY = ("torch", "lightning_fabric", "scipy", "matplotlib", "mne", "sklearn", "pandas")
 
 
 def test_the_demo_stays_within_90_seconds_and_2_gigabytes(subject: Subject) -> None:
@@ -98,7 +98,7 @@ def test_every_recipe_can_be_printed_saved_and_used(subject: Subject, tmp_path: 
 def test_predict_reads_the_sample_and_refuses_to_overwrite(
     subject: Subject, tmp_path: Path
 ) -> None:
-    source = max((path for path in subject.data.iterdir() if path.suffix != ".json"))
+    source = max(path for path in subject.data.iterdir() if path.suffix != ".json")
     first = subject.call("predict", subject.run, source, "--out", tmp_path / "prediction.csv")
     assert first.code == 0, first.err
     assert (tmp_path / "prediction.csv").read_text().count("\n") > 2

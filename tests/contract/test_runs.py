@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from diptych import verbs
-from diptych.config import load
+from diptych.config import load, recipes_folder
 from diptych.contract import Fit
 from diptych.errors import DataError
 from diptych.files import read_json
@@ -52,7 +51,7 @@ def test_the_report_needs_no_network_and_tells_no_names_or_paths(subject: Subjec
     assert len(page) < 5_000_000
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     own = [path.name for path in subject.data.rglob("*") if path.is_file()]
-    own += [str(subject.demo), os.path.expanduser("~/"), str(Path.cwd())]
+    own += [str(subject.demo), f"{Path.home()}/", str(Path.cwd())]
     for path in subject.run.rglob("*"):
         if path.suffix in {".html", ".md", ".json", ".txt", ".yaml", ".csv"}:
             text = path.read_text(errors="replace")
@@ -106,9 +105,8 @@ def test_leakage_is_refused_and_nothing_is_left(
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "toy"))
     pipeline = load_pipeline(subject.name)
     rows = tuple(range(10))
-    leaking = replace(pipeline, plan=lambda config, prepared: [Fit("final", Split(rows, (), rows), 1)])
-    from diptych.config import recipes_folder
-
+    leak = Fit("final", Split(rows, (), rows), 1)
+    leaking = replace(pipeline, plan=lambda config, prepared: [leak])
     config = load(
         pipeline.config, recipe="demo", recipes=recipes_folder(pipeline.config), file=None, sets=[]
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diptych import run as runs
 from diptych.config import defaults, load_yaml, resolve
@@ -159,6 +159,12 @@ def _complete(pipeline: Pipeline, data: Path, folder: RunFolder, config: Any) ->
         refuse_other_plan(folder, fits)
         _refuse_leakage(folder, config, prepared, fits)
         folder.write_fits(fits)
+        log.info(
+            "%d rows of %d subjects, %d fits",
+            prepared.index.height,
+            prepared.index["subject"].n_unique(),
+            len(fits),
+        )
     return Job(folder, pipeline, config, prepared, fits)
 
 
@@ -297,6 +303,7 @@ def train_fit(job: Job, fit: Fit, fabric: Fabric) -> None:
         stage=fit.stage,
         label=fit.name,
         facts=facts,
+        better=_direction(job.pipeline, config.train.metric),
         validate_first=fit.starts_from is not None,
     )
     result = loop.fit(task, settings, folder=folder, fabric=fabric)
@@ -307,6 +314,13 @@ def train_fit(job: Job, fit: Fit, fabric: Fabric) -> None:
             {"name": fit.name, "facts": dict(facts), "result": stored},
         )
     fabric.barrier()
+
+
+def _direction(pipeline: Pipeline, metric: str | None) -> Literal["higher", "lower"] | None:
+    """Which direction of a validation metric is better, where its name tells."""
+    if metric is not None and metric in pipeline.metrics:
+        return pipeline.metrics[metric].better
+    return "lower" if metric is not None and "loss" in metric else None
 
 
 def seen_sources(folder: RunFolder, fit: Fit) -> list[str]:

@@ -127,7 +127,7 @@ def test_two_and_three_processes_with_uneven_batches_equal_one_process(tmp_path)
         for rank in range(3)
     ]
     try:
-        errors = [each.communicate(timeout=120)[1] for each in processes]
+        errors = [each.communicate(timeout=300)[1] for each in processes]
     finally:
         for each in processes:
             each.kill()

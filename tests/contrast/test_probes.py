@@ -25,14 +25,6 @@ from diptych_contrast.probes.logistic import minimise
 from diptych_contrast.testing import hypersphere
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits():
     x, y = load_digits(return_X_y=True)

@@ -273,10 +273,11 @@ def read_scale(options: Options, temperature: TemperatureLike, like: Tensor) -> 
             found=f"has shape {tuple(value.shape)}",
             fix="pass one number",
         )
-    if not isinstance(value, Tensor) or readable(value):
-        _check_temperature(options.function, float(value))
     if isinstance(value, Tensor):
+        if readable(value):
+            _check_temperature(options.function, float(value.detach()))
         return value.to(like.device, like.dtype).reciprocal()
+    _check_temperature(options.function, value)
     return like.new_full((), 1.0 / value)
 
 

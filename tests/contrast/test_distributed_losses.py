@@ -1,0 +1,107 @@
+"""Several processes give the loss and the gradients of one, by gathering and round the ring."""
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+import diptych_contrast as dc
+
+SIZES = {2: (7, 5), 3: (5, 2, 4)}
+MODES = ((False, "mean"), (True, "mean"), (False, "sum"))
+LABELS = torch.tensor([0, 1, 0, -1, 2, 1, 0, 2, -1, 1, 0, 2])
+QUEUE = torch.randn(7, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+def losses(x: Tensor, y: Tensor, rows: slice, **common) -> dict[str, Tensor]:
+    labels = LABELS[rows]
+    soft = torch.nn.functional.one_hot(labels.clamp_min(0), 3).double() + 0.1
+    tau = torch.tensor(0.3, dtype=torch.float64)
+    ids = torch.arange(12)[rows] // 2
+    return {
+        "nt_xent": dc.nt_xent(x, y, tau, **common),
+        "nt_xent-ids": dc.nt_xent(x, y, tau, ids=ids, labels=labels + 1, **common),
+        "sup_con": dc.sup_con((x, y), labels, tau, **common),
+        "sup_con-single": dc.sup_con(x, labels, tau, **common),
+        "sup_con-in": dc.sup_con((x, y), labels, tau, mode="in", **common),
+        "soft_sup_con": dc.soft_sup_con((x, y), soft, tau, **common),
+        "info_nce": dc.info_nce(x, y, tau, **common),
+        "info_nce-symmetric": dc.info_nce(x, y, tau, symmetric=True, **common),
+        "info_nce-queue": dc.info_nce(
+            x, y, tau, negatives=("in_batch", "queue"), queue=QUEUE, **common
+        ),
+        "clip_loss": dc.clip_loss(x, y, tau, **common),
+        "siglip": dc.siglip(x, y, 1.0, -2.0, **common),
+        "nt_xent_multi": dc.nt_xent_multi((x, y), tau, **common),
+    }
+
+
+def network() -> torch.nn.Linear:
+    torch.manual_seed(1)
+    return torch.nn.Linear(3, 4).double()
+
+
+def batch(total: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    both = torch.randn(2, total, 3, generator=g, dtype=torch.float64)
+    return both[0], both[1]
+
+
+def work(rank: int, world: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    sizes = SIZES[world]
+    start = sum(sizes[:rank])
+    rows = slice(start, start + sizes[rank])
+    x, y = (view[rows] for view in batch(sum(sizes)))
+    results = {}
+    for ring, reduction in MODES:
+        common = {"group": dist.group.WORLD, "ring": ring, "reduction": reduction, "tile": 3}
+        encoder = network()
+        zx, zy = encoder(x), encoder(y)
+        for name, value in losses(zx, zy, rows, **common).items():
+            slopes = torch.autograd.grad(
+                value, [zx, zy, *encoder.parameters()], retain_graph=True, materialize_grads=True
+            )
+            parameters = [slope.clone() for slope in slopes[2:]]
+            for slope in (average := value.detach().clone(), *parameters):
+                dist.all_reduce(slope)
+            results[name, ring, reduction] = (
+                average / world,
+                [slope / world for slope in slopes[:2]],
+                [slope / world for slope in parameters],
+            )
+    torch.save(results, Path(folder) / f"rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch is built without distribution")
+@pytest.mark.skipif(sys.platform == "win32", reason="run on Linux only so far")
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_equal_one(world, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, (world, port, str(tmp_path)), nprocs=world)
+    ranks = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(world)]
+    total = sum(SIZES[world])
+    encoder = network()
+    zx, zy = (encoder(view) for view in batch(total))
+    for ring, reduction in MODES:
+        for name, value in losses(zx, zy, slice(0, total), reduction=reduction).items():
+            slopes = torch.autograd.grad(
+                value, [zx, zy, *encoder.parameters()], retain_graph=True, materialize_grads=True
+            )
+            where = f"{name}, ring={ring}, {reduction}"
+            parts = [rank[name, ring, reduction] for rank in ranks]
+            embedding = [torch.cat([part[1][view] for part in parts]) for view in range(2)]
+            for got, want in zip(
+                [parts[0][0], *embedding, *parts[0][2]], [value.detach(), *slopes], strict=True
+            ):
+                torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, msg=where)

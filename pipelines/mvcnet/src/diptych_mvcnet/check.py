@@ -26,7 +26,7 @@ from diptych_mvcnet.epochs import (
     place_trials,
     samples_of,
 )
-from diptych_mvcnet.layout import Located
+from diptych_mvcnet.layout import PLACE, Located
 from diptych_mvcnet.montage import is_electrode
 from diptych_mvcnet.recordings import Recording, refuse
 from diptych_mvcnet.signals import check_signal
@@ -51,7 +51,7 @@ class Surveyed:
         sfreq: Hz.
         rows: Its trials: subject (own name), session, run, trial, label, rejected, and digest of
             the samples before any filter.
-        holds_subjects: Whether the file itself names the subject of each trial.
+        inside: Which of subject, session and run the file itself says of each trial.
     """
 
     located: Located
@@ -60,7 +60,7 @@ class Surveyed:
     channels: tuple[str, ...] = ()
     sfreq: float = 0.0
     rows: pl.DataFrame | None = None
-    holds_subjects: bool = False
+    inside: frozenset[str] = frozenset()
 
     @property
     def is_usable(self) -> bool:
@@ -175,11 +175,13 @@ def _survey_file(located: Located, source: Source, config: MVCNetConfig) -> Surv
     if missing:
         found, fix = f"{', '.join(missing)} not in this recording", "filled in by splines"
         findings.append(Finding("warning", "channel.missing", located.name, found, fix))
+    findings += _marked_bad(recording, channels)
     findings += _filter_band(recording, config)
     findings += check_signal(recording, channels, config.data)
     rows, more = _trials(recording, channels, located, config)
     findings += more
-    inside = recording.epochs is not None and bool(recording.epochs.subject)
+    given = recording.epochs
+    inside = frozenset(key for key in PLACE if given is not None and getattr(given, key))
     return Surveyed(located, source, tuple(findings), channels, recording.sfreq, rows, inside)
 
 
@@ -223,6 +225,21 @@ def _untyped(recording: Recording, config: MVCNetConfig) -> list[Finding]:
         )
         for name in recording.ch_names
         if not is_electrode(name) and name not in listed
+    ]
+
+
+def _marked_bad(recording: Recording, channels: tuple[str, ...]) -> list[Finding]:
+    bads = [] if recording.raw is None else recording.raw.info["bads"]
+    return [
+        Finding(
+            "warning",
+            "channel.noisy",
+            f"{recording.name}, channel {name}",
+            "marked as bad by whoever recorded it",
+            "look at the electrode; leave it out of data.channels if it is bad",
+        )
+        for name in bads
+        if name in channels
     ]
 
 

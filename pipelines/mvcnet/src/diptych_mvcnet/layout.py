@@ -17,6 +17,7 @@ from diptych_mvcnet.config import EEGDataSection
 from diptych_mvcnet.read import COMPRESSED, format_of
 
 ONE = "1"  # session and run of data that have a single one
+PLACE = ("subject", "session", "run")
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d*)d)?\}")
 _ENTITY = re.compile(r"(?:^|[_/])(sub|ses|run)-([A-Za-z0-9]+)")
 _BIDS_SUFFIX = re.compile(r"_eeg\.\w+$")
@@ -47,9 +48,8 @@ class Located:
 
     def fill(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows with subject, session and run where the file itself did not tell them."""
-        known = {"subject": self.subject, "session": self.session, "run": self.run}
         return rows.with_columns(
-            pl.lit(value).alias(name) for name, value in known.items() if name not in rows.columns
+            pl.lit(getattr(self, name)).alias(name) for name in PLACE if name not in rows.columns
         )
 
 

@@ -18,6 +18,7 @@ from diptych_mvcnet.anonymise import write_anonymised
 from diptych_mvcnet.check import Survey, Surveyed, survey
 from diptych_mvcnet.config import MVCNetConfig
 from diptych_mvcnet.epochs import cut_epochs
+from diptych_mvcnet.layout import PLACE
 from diptych_mvcnet.sources import open_sources, read_located
 from diptych_mvcnet.split_file import join_split_file
 
@@ -97,7 +98,7 @@ def _names_inside(seen: Survey) -> list[str]:
     own = {
         name
         for one in seen.files
-        if one.holds_subjects and one.rows is not None
+        if "subject" in one.inside and one.rows is not None
         for name in one.rows["subject"]
     }
     return sorted(seen.names[name] for name in own)
@@ -106,9 +107,11 @@ def _names_inside(seen: Survey) -> list[str]:
 def _source(one: Surveyed, seen: Survey) -> Source:
     """The file with the columns that are constant in it, names as pseudonyms."""
     located = one.located
-    columns = {"lesion_side": located.lesion_side} if located.lesion_side else {}
-    if not one.holds_subjects:
+    columns = {name: getattr(located, name) for name in PLACE if name not in one.inside}
+    if "subject" in columns:
         columns["subject"] = seen.names[located.subject]
+    if located.lesion_side:
+        columns["lesion_side"] = located.lesion_side
     return Source(one.source.path, one.source.digest, one.source.size, columns)
 
 
@@ -118,11 +121,12 @@ def _part(one: Surveyed, seen: Survey, config: MVCNetConfig) -> Part:
     rows = one.located.fill(cut.rows)
     if seen.split is not None:
         rows = join_split_file(rows, seen.split)
-    if one.holds_subjects:
+    rows = rows.drop(name for name in PLACE if name not in one.inside)
+    if "subject" in one.inside:
         names = [seen.names[name] for name in rows["subject"]]
         rows = rows.with_columns(pl.Series("subject", names, dtype=pl.String))
-    else:
-        rows = rows.drop("subject")
+    units = [f"{one.source.name}-{row}" for row in range(rows.height)]
+    rows = rows.with_columns(pl.Series("unit", units, dtype=pl.String))
     facts = {
         "n_times": int(cut.x.shape[2]),
         "sfreq": recording.sfreq,

@@ -268,10 +268,11 @@ def _close_gaps(raw: Any, path: Path, header: headers.Header, encoding: str) -> 
             omitted += 1
         else:
             placed.append((record * length + onset - starts[record], duration, text))
-    onset, duration, text = zip(*sorted(placed), strict=True) if placed else ((), (), ())
+    placed.sort()
+    marks = mne.Annotations(*([one[field] for one in placed] for field in range(3)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        raw.set_annotations(mne.Annotations(onset, duration, text), verbose="error")
+        raw.set_annotations(marks, verbose="error")
     return omitted
 
 

@@ -57,6 +57,7 @@ def read_located(located: Located, section: EEGDataSection) -> Recording:
         # MOABB cut and filtered as data.window and data.filter say.
         return recording if section.moabb is None else replace(recording, findings=())
     try:
+        import mne
         import mne_bids
     except ImportError as error:
         raise UsageError(_missing("mne-bids", "bids", "a BIDS data set")) from error
@@ -65,10 +66,15 @@ def read_located(located: Located, section: EEGDataSection) -> Recording:
         return recording
     entry = mne_bids.get_bids_path_from_fname(located.path, verbose="error")
     described = mne_bids.read_raw_bids(entry, verbose="error")
-    recording.raw.set_annotations(described.annotations, verbose="error")
-    types = described.get_channel_types()
-    pairs = zip(recording.raw.ch_names, types, strict=False)
-    eeg = tuple(name for name, kind in pairs if kind == "eeg")
+    marks = described.annotations
+    recording.raw.set_annotations(
+        mne.Annotations(marks.onset - described.first_time, marks.duration, marks.description),
+        verbose="error",
+    )
+    used = dict(zip(described.ch_names, recording.raw.ch_names, strict=True))
+    types = dict(zip(described.ch_names, described.get_channel_types(), strict=True))
+    recording.raw.info["bads"] = [used[name] for name in described.info["bads"]]
+    eeg = tuple(used[name] for name, kind in types.items() if kind == "eeg")
     return replace(recording, ch_names=eeg)
 
 

@@ -62,7 +62,9 @@ class Plain:
 
     def load(self, items: Sequence[int], epoch: int, draw: Draw) -> dict[str, Tensor]:
         noise = torch.from_numpy(draw.of("noise").normal(items, 6)).to(self.x.dtype)
-        jitter = 1e-3 * torch.rand(len(items), 6, dtype=self.x.dtype)  # the global generator
+        jitter = torch.zeros(())
+        if self.x.dtype is torch.float32:  # from the global generator: per process
+            jitter = 1e-3 * torch.rand(len(items), 6)
         where = torch.tensor(items)
         return {"x": self.x[where] + 0.1 * noise + jitter, "y": self.y[where], "items": where}
 
@@ -106,6 +108,7 @@ class Adversarial(Plain):
         self.accumulates = False
 
     def train_step(self, batch: dict[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
+        self.order.append(batch["items"].tolist())
         net, judge = self.modules["net"], self.modules["judge"]
         for _ in range(2):
             ctx.zero("judge")
@@ -126,6 +129,7 @@ class Meta(Plain):
     """A gradient through an inner step, and a moving average of weights as buffers."""
 
     def train_step(self, batch: dict[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
+        self.order.append(batch["items"].tolist())
         net = self.modules["net"]
         names, values = zip(*net.named_parameters(), strict=True)
         inner = F.cross_entropy(net(batch["x"]), batch["y"])

@@ -9,6 +9,7 @@ the one to go on from, so a process may be killed between any two bytes.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import shutil
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -56,15 +56,13 @@ def name_of(step: int, *, finished: bool = False) -> str:
     return f"step-{step:08d}{'-finished' if finished else ''}"
 
 
-def save(
-    folder: Path, name: str, modules: Mapping[str, nn.Module], optim: Any, state: Mapping[str, JSON]
-) -> None:
+def save(folder: Path, name: str, tensors: Tensors, optim: Any, state: Mapping[str, JSON]) -> None:
     """Write a checkpoint and make it the last one.
 
     Args:
         folder: Folder of the fit.
         name: What :func:`name_of` gives.
-        modules: All modules of the task.
+        tensors: The ``state_dict`` of every module of the task.
         optim: Nested mappings and sequences of tensors and plain values.
         state: Plain JSON, without NaN.
 
@@ -72,13 +70,13 @@ def save(
         TypeError: A value can be stored neither as tensor nor as JSON.
     """
     optim_tensors: dict[str, Tensor] = {}
-    skeleton = _encode(optim, optim_tensors, "optim")
-    model = {name: module.state_dict() for name, module in modules.items()}
+    content = {**state, "optim": _encode(optim, optim_tensors, "optim")}
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
 
     def write(beside: Path) -> None:
-        write_tensors(beside / MODEL, model)
+        write_tensors(beside / MODEL, tensors)
         save_file(_apart(optim_tensors), beside / OPTIM)
-        write_json(beside / STATE, {**state, "optim": skeleton})
+        (beside / STATE).write_text(text, encoding="utf-8")
         digests = {name: _sha256(beside / name) for name in (MODEL, OPTIM, STATE)}
         write_json(beside / DIGESTS, digests)
 
@@ -379,10 +377,9 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     for name, tensor in tensors.items():
         own = tensor.detach().cpu().contiguous()
-        memory = own.untyped_storage().data_ptr()
-        if memory in seen or own.untyped_storage().nbytes() != own.nbytes:
+        if _memory(own) in seen or own.untyped_storage().nbytes() != own.nbytes:
             own = own.clone()
-        seen.add(own.untyped_storage().data_ptr())
+        seen.add(_memory(own))
         apart[name] = own
     return apart
 
@@ -442,10 +439,17 @@ def _decode(value: JSON, tensors: Mapping[str, Tensor]) -> Any:
     return {key: _decode(item, tensors) for key, item in content}
 
 
-def to_cpu(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """A copy of tensors on the CPU, which later steps do not change."""
-    with torch.no_grad():
-        return {
-            module: {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
-            for module, state in tensors.items()
-        }
+def snapshot(value: Any) -> Any:
+    """A copy of nested mappings and sequences on the CPU, which later steps do not change."""
+    if isinstance(value, Tensor):
+        copy = value.detach().cpu()
+        return copy.clone() if _memory(copy) == _memory(value) else copy
+    if isinstance(value, Mapping):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(item) for item in value)
+    return value
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -42,7 +42,7 @@ def launch(run: RunSection) -> Fabric:
     Raises:
         UsageError: The devices or the precision are not to be had here.
     """
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     if run.precision == "16-mixed" and not (
         run.device in ("auto", "cuda") and torch.cuda.is_available()
     ):

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor, nn
 
+from diptych.config import TrainSection
 from diptych.errors import InterruptedRun, TrainingError, UsageError
 
 
@@ -90,6 +91,31 @@ def memory_advice(items: int) -> Iterator[None]:
             f"the device's memory ran out on a batch of {items} items: lower train.batch, or use "
             f"run.precision=bf16-mixed ({str(error).splitlines()[0]})"
         ) from error
+
+
+def check_settings(train: TrainSection, better: str | None, accumulates: bool) -> None:
+    """Refuse settings that contradict each other or the task.
+
+    Args:
+        train: The config's ``train`` section.
+        better: Which direction of ``train.metric`` is better, where it is known.
+        accumulates: Whether the task's loss allows ``train.accumulate``.
+
+    Raises:
+        UsageError: They do.
+    """
+    if train.accumulate > 1 and not accumulates:
+        raise UsageError(
+            f"train.accumulate: is {train.accumulate}, but this objective couples the items of a "
+            "batch or takes several steps: set it to 1 and choose train.batch"
+        )
+    if train.metric is not None and better is None:
+        raise UsageError(
+            f"train.metric: it is not known whether a higher '{train.metric}' is better: name a "
+            "metric of the pipeline, or pass Settings(better=...)"
+        )
+    if train.patience is not None and train.metric is None:
+        raise UsageError("train.patience: needs train.metric: name the validation metric to watch")
 
 
 def named_metric(name: str | None, metrics: Mapping[str, float], what: str) -> float | None:

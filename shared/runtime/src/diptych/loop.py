@@ -19,9 +19,10 @@ from diptych.checkpoint import Checkpoint
 from diptych.config import RunSection, TrainSection
 from diptych.contract import Artifact, Facts, FitResult, Schedule, Task
 from diptych.distributed import is_first_process, launch
-from diptych.errors import InterruptedRun, TrainingError, UsageError
+from diptych.errors import InterruptedRun, TrainingError
 from diptych.guards import (
     caught_signals,
+    check_settings,
     memory_advice,
     named_metric,
     nan_checks,
@@ -30,7 +31,7 @@ from diptych.guards import (
 from diptych.loading import Source, loaded, require_items, to_device
 from diptych.progress import Bar, is_silent, progress, quiet
 from diptych.randomness import Draw, isolated_globals, seed_globals
-from diptych.resuming import State
+from diptych.resuming import State, Writer
 from diptych.stepping import (
     EpochContext,
     Group,
@@ -113,7 +114,7 @@ class _Fitting:
         self.label = settings.label or "training"
         self.epochs = task.epochs()
         self.schedules: Mapping[str, Schedule] = getattr(task, "schedules", {})
-        _check_settings(task, settings)
+        check_settings(settings.train, settings.better, getattr(task, "accumulates", True))
         for module in task.modules.values():
             module.to(fabric.device)
         self.machinery = Machinery(
@@ -130,6 +131,7 @@ class _Fitting:
         if self.writes and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self.saved_at = time.monotonic()
+        self.writer = Writer()
 
     def run(self) -> FitResult:
         found = self.find()
@@ -150,6 +152,7 @@ class _Fitting:
                 )
                 for tracker in self.trackers:
                     stack.callback(tracker.close)
+            stack.enter_context(self.writer)
             if found is None and (self.settings.validate_first or self.epochs == 0):
                 self.end_epoch()
             while self.state.epoch < self.epochs and not self.state.ended:
@@ -217,6 +220,8 @@ class _Fitting:
             rank=self.fabric.global_rank,
             processes=self.fabric.world_size,
         )
+        if settings.run.workers:
+            self.writer.wait()  # a fork while another thread holds a lock would never get it
         pin = self.fabric.device.type == "cuda"
         stream = loaded(source, state.batch, settings.run.workers, pin)
         accumulate = settings.train.accumulate
@@ -282,12 +287,14 @@ class _Fitting:
         )
         if state.skipped_in_a_row < _SKIPS_TO_STOP:
             return
+        self.writer.wait()
         kept = "no checkpoint had been written"
         if self.writes and self.folder is not None and (self.folder / "checkpoints/last").is_file():
             kept = f"the last good checkpoint is {checkpoint.best(self.folder, 'last').name}"
         raise TrainingError(
-            f"{self.label}: {_SKIPS_TO_STOP} steps in a row without a finite loss or gradient norm (up to step {state.step}, epoch {state.epoch}; {kept}): lower "
-            "optim.lr, set train.clip, or look at the items named in log.txt"
+            f"{self.label}: {_SKIPS_TO_STOP} steps in a row without a finite loss or gradient "
+            f"norm (up to step {state.step}, epoch {state.epoch}; {kept}): lower optim.lr, set "
+            "train.clip, or look at the items named in log.txt"
         )
 
     def save_if_due(self, *, epoch_goes_on: bool, saved: bool = False) -> None:
@@ -304,6 +311,7 @@ class _Fitting:
         if (stop and not saved) or (due and epoch_goes_on):
             self.save()
         if stop:
+            self.writer.wait()
             self.log(f"interrupted after step {self.state.step}")
             raise InterruptedRun(
                 f"{self.label}: interrupted; the state after step "
@@ -327,14 +335,11 @@ class _Fitting:
             state.best_epoch = state.epoch
             state.best_metric = metric if metric is not None and math.isfinite(metric) else None
             if self.folder is None:
-                self.best_weights = checkpoint.to_cpu(
-                    {name: module.state_dict() for name, module in self.task.modules.items()}
-                )
+                self.best_weights = self.weights()
         state.stale = 0 if improved and metric == state.best_metric else state.stale + 1
         state.ended = train.patience is not None and bool(metrics) and state.stale >= train.patience
-        if state.epoch or metrics:
-            self.write_row(metrics, rates)
-        self.save(best=improved)
+        row = {**self.epoch_row(metrics), **rates} if state.epoch or metrics else {}
+        self.save(best=improved, row=row)
         if self.bar is not None and metric is not None:
             self.bar.advance(0, epoch=state.epoch, **{str(train.metric): metric})
         if self.folder is not None:
@@ -371,33 +376,51 @@ class _Fitting:
         )
         return EpochContext(self.fabric, self.draw.at(state.epoch).of(purpose))
 
-    def write_row(self, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:
+    def epoch_row(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Means of the epoch over all processes, and the metrics; the means start anew."""
         total = RunningMeans()
         for share in distributed.gather_objects(self.means.stored(), self.fabric):
             total.restore(share)
         self.means = RunningMeans()
         values = {f"train/{name}": value for name, value in total.means().items()}
-        values |= {f"validation/{name}": value for name, value in metrics.items()}
-        for tracker in self.trackers:
-            tracker.log(self.state.epoch, self.state.step, {**values, **rates})
+        return values | {f"validation/{name}": value for name, value in metrics.items()}
 
-    def save(self, best: bool = False) -> None:
-        """Write a checkpoint; all processes take part, the first one writes."""
+    def weights(self) -> checkpoint.Tensors:
+        """A copy of all parameters and buffers."""
+        modules = self.task.modules
+        found: checkpoint.Tensors = checkpoint.snapshot(
+            {name: module.state_dict() for name, module in modules.items()}
+        )
+        return found
+
+    def save(self, best: bool = False, row: Mapping[str, float] | None = None) -> None:
+        """Write the curves and a checkpoint while training goes on.
+
+        All processes take part in collecting, the first one writes.
+        """
         self.saved_at = time.monotonic()
-        if self.folder is None:
+        folder, state = self.folder, self.state
+        if folder is None:
             return
-        name = checkpoint.name_of(self.state.step)
+        name = checkpoint.name_of(state.step)
         if best:
-            self.state.best_name = name
+            state.best_name = name
         content = self.content()
         if not self.writes:
             return
-        resuming.write(
-            self.folder, name, self.task.modules, self.machinery, self.schedules, content
-        )
-        if best:
-            checkpoint.point(self.folder, "best", name)
-        checkpoint.prune(self.folder, self.state.best_name)
+        tensors = self.weights()
+        optim = checkpoint.snapshot(resuming.optimizers_of(self.machinery, self.schedules))
+        epoch, step, best_name = state.epoch, state.step, state.best_name
+
+        def write() -> None:
+            for tracker in self.trackers if row else ():
+                tracker.log(epoch, step, row or {})
+            checkpoint.save(folder, name, tensors, optim, content)
+            if best:
+                checkpoint.point(folder, "best", name)
+            checkpoint.prune(folder, best_name)
+
+        self.writer.submit(write)
 
     def content(self) -> dict[str, Any]:
         return resuming.content(
@@ -414,6 +437,7 @@ class _Fitting:
     def finish(self) -> FitResult:
         """Take the best weights, let the task finish on them, and keep only that."""
         state, modules = self.state, self.task.modules
+        self.writer.wait()
         if self.folder is None:
             checkpoint.load_tensors(modules, self.best_weights, "best weights")
         elif self.writes:
@@ -436,7 +460,7 @@ class _Fitting:
         if self.writes and self.folder is not None:
             artifacts.save(kept, self.folder / "artifacts")
             name = checkpoint.name_of(state.step, finished=True)
-            checkpoint.save(self.folder, name, modules, {}, {**content, "result": result})
+            checkpoint.save(self.folder, name, self.weights(), {}, {**content, "result": result})
             checkpoint.point(self.folder, "best", name)
             checkpoint.finalize(self.folder)
             self.log(f"finished after {state.epoch} epochs, best after {state.best_epoch}")
@@ -452,24 +476,3 @@ class _Fitting:
         if self.writes and self.folder is not None:
             with (self.folder / "log.txt").open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
-
-
-def _check_settings(task: Task, settings: Settings) -> None:
-    """Refuse settings that contradict each other or the task.
-
-    Raises:
-        UsageError: They do.
-    """
-    train = settings.train
-    if train.accumulate > 1 and not getattr(task, "accumulates", True):
-        raise UsageError(
-            f"train.accumulate: is {train.accumulate}, but this objective couples the items of a "
-            "batch or takes several steps: set it to 1 and choose train.batch"
-        )
-    if train.metric is not None and settings.better is None:
-        raise UsageError(
-            f"train.metric: it is not known whether a higher '{train.metric}' is better: name a "
-            "metric of the pipeline, or pass Settings(better=...)"
-        )
-    if train.patience is not None and train.metric is None:
-        raise UsageError("train.patience: needs train.metric: name the validation metric to watch")

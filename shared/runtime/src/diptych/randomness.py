@@ -204,7 +204,12 @@ def seed_globals(seed: int, stage: str, step: int, rank: int = 0, purpose: str =
     number = int.from_bytes(digest[:8], "little")
     random.seed(number)
     np.random.seed(number & 0xFFFFFFFF)  # noqa: NPY002 - the global generator is what is meant
-    torch.manual_seed(number)
+    # torch.manual_seed would format a stack trace for every device that was not yet used
+    torch.default_generator.manual_seed(number)
+    if _cuda_is_initialized():
+        torch.cuda.manual_seed_all(number)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)
 
 
 def _cuda_is_initialized() -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,44 @@ class State:
         return metric > self.best_metric if better == "higher" else metric < self.best_metric
 
 
+class Writer:
+    """One thread that writes, so that training does not wait for the disk."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self.wait()
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Start to write when the last writing has ended well."""
+        self.wait()
+        self._pending = self._pool.submit(write)
+
+    def wait(self) -> None:
+        """Return when everything is on the disk.
+
+        Raises:
+            TrainingError: It could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except OSError as error:
+            raise TrainingError(
+                f"the checkpoint cannot be written: {error}: make room or mend the folder's "
+                "permissions, then go on with --resume"
+            ) from error
+
+
 def environment(fabric: Fabric, precision: str) -> dict[str, JSON]:
     """Everything that bit-identity of a resumed fit depends on."""
     return {
@@ -81,21 +120,13 @@ def changes(before: Mapping[str, JSON], now: Mapping[str, JSON]) -> list[str]:
     ]
 
 
-def write(
-    folder: Path,
-    name: str,
-    modules: Mapping[str, nn.Module],
-    machinery: Machinery,
-    schedules: Mapping[str, Schedule],
-    state: Mapping[str, JSON],
-) -> None:
-    """Write a checkpoint from which :func:`restore` goes on."""
-    optim = {
+def optimizers_of(machinery: Machinery, schedules: Mapping[str, Schedule]) -> dict[str, Any]:
+    """Everything beside the modules that steps change, as :func:`restore` takes it."""
+    return {
         "optimizers": {key: value.state_dict() for key, value in machinery.optimizers.items()},
         "schedules": {key: value.scheduler.state_dict() for key, value in schedules.items()},
         "scaler": machinery.scaler.state_dict() if machinery.scaler else None,
     }
-    checkpoint.save(folder, name, modules, optim, state)
 
 
 def read(folder: Path, fabric: Fabric) -> tuple[Checkpoint | None, list[str]]:

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
+from pyriemann.estimation import Covariances
 
 from diptych.errors import UsageError
+from diptych_mvcnet.align import apply_alignment, fit_alignment
 from diptych_mvcnet.baselines import (
     band_pass,
     fit_baseline,
     make_baseline,
+    oas_covariances,
     probabilities,
     restore,
     state_of,
@@ -46,6 +49,16 @@ def test_one_to_three_channels_are_enough(channels: int) -> None:
             name, x, y, sfreq=100.0, ch_names=["C3", "Cz", "C4"][:channels], classes=CLASSES
         )
         assert np.isfinite(probabilities(fitted, x, 2)).all()
+
+
+def test_shrunk_covariances_are_those_of_pyriemann_and_white_trials_stay_white() -> None:
+    x, _ = two_rhythms(12)
+    expected = Covariances("oas").transform(x.astype(float))
+    np.testing.assert_allclose(oas_covariances(x.astype(float)), expected, rtol=1e-10)
+    white = np.stack([apply_alignment(trial, fit_alignment(trial[None])) for trial in x])
+    for kind in (np.float32, np.float64):
+        values = np.linalg.eigvalsh(oas_covariances(white.astype(kind).astype(float)))
+        np.testing.assert_allclose(values, values.mean(), rtol=1e-5)
 
 
 def test_the_filter_bank_needs_a_rate_above_80_hz() -> None:

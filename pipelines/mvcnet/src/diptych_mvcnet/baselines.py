@@ -234,10 +234,34 @@ def band_pass(
     return np.asarray(sosfiltfilt(sections, x, axis=-1))
 
 
-def _riemannian(*steps: Any) -> Pipeline:
-    from pyriemann.estimation import Covariances
+def oas_covariances(x: Float[np.ndarray, "n c t"]) -> Float[np.ndarray, "n c c"]:
+    """Covariance of each trial with oracle approximating shrinkage (Chen et al. 2010, eq. 23).
 
-    return make_pipeline(Covariances("oas"), *steps)
+    Equal to ``pyriemann.estimation.Covariances("oas")``, except that the shrinkage of a trial that
+    is exactly white is 1: there numerator and denominator vanish, and their rounding errors can
+    give a shrinkage far outside [0, 1] and a matrix that is no covariance.
+
+    Args:
+        x: Trials.
+
+    Returns:
+        Positive definite matrices.
+    """
+    n_channels, n_times = x.shape[1:]
+    centred = x - x.mean(axis=-1, keepdims=True)
+    covariance = centred @ centred.swapaxes(-1, -2) / n_times
+    power = (covariance**2).mean(axis=(-1, -2))
+    mean = np.trace(covariance, axis1=-2, axis2=-1) / n_channels
+    excess = power - mean**2 / n_channels
+    white = excess <= 1e-9 * power
+    shrinkage = np.minimum((power + mean**2) / np.where(white, 1, (n_times + 1) * excess), 1)
+    shrinkage = np.where(white, 1.0, shrinkage)[:, None, None]
+    identity = mean[:, None, None] * np.eye(n_channels)
+    return np.asarray((1 - shrinkage) * covariance + shrinkage * identity)
+
+
+def _riemannian(*steps: Any) -> Pipeline:
+    return make_pipeline(FunctionTransformer(oas_covariances), *steps)
 
 
 def _tangent_space() -> Any:

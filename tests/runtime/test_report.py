@@ -15,6 +15,7 @@ from matplotlib import pyplot
 from diptych.contract import Picture
 from diptych.errors import DataError
 from diptych.report import render, save_pictures
+from diptych.report.curves import draw, read_curves
 from diptych.report.page import said_apart, without_paths
 from diptych.report.views import forests, score_table, split_notes
 
@@ -164,6 +165,28 @@ def test_a_sound_run_raises_no_alarm(make_run: Callable[..., Path], pipeline: An
     split["splits"]["a" * 16] = inner
     (run / "split.json").write_text(json.dumps(split))
     assert '<section class="alarm"' not in read(render(run, pipeline))[0]
+
+
+def test_curves_are_drawn_over_all_fits_and_constant_ones_are_not_shown(
+    make_run: Callable[..., Path],
+) -> None:
+    run = make_run()
+    for file in (run / "fits").rglob("metrics.csv"):
+        head, *lines = file.read_text().splitlines()
+        lines = [f"{line},0.001" for line in lines]
+        file.write_text("\n".join([f"{head},learning_rate", *lines]) + "\n")
+    (run / "fits" / "seed-1" / "fold-0" / "metrics.csv").write_text("")
+    curves = read_curves(run, "mvcnet")
+    assert [(c.label, c.values.shape) for c in curves["loss"]] == [
+        ("mvcnet", (19, 12)),
+        ("ifnet", (20, 12)),
+    ]
+    assert [c.label for c in curves["loss_cvc"]] == ["mvcnet"]
+    svg = draw(curves)
+    assert "loss_cvc" in svg
+    assert "learning_rate" not in svg
+    assert "var(--series-1)" in svg
+    assert "#0a0b" not in svg
 
 
 def test_words_from_the_data_are_escaped(make_run: Callable[..., Path], pipeline: Any) -> None:

@@ -124,7 +124,9 @@ def _training(run: Path, results: Mapping[str, Any], version: str) -> str:
     environment = _json(run / "environment.json")
     lines = []
     if manifest:
-        lines.append(f"- {len(manifest['sources'])} source files, known by their SHA-256 alone")
+        files = len(manifest["sources"])
+        plural = "" if files == 1 else "s"
+        lines.append(f"- {files} source file{plural}, known by SHA-256 alone")
     if environment.get("command"):
         lines.append(f"- command: `{environment['command']}`")
     if version:

@@ -182,7 +182,9 @@ def _colour(labels: Sequence[str], label: str) -> str:
 
 
 def _has_course(series: Sequence[Curve]) -> bool:
-    return any(curve.epochs.size > 1 for curve in series)
+    """Whether there is anything to see: not one epoch alone, nor one value throughout."""
+    values = [curve.values for curve in series if curve.epochs.size > 1]
+    return any(np.nanmax(v) > np.nanmin(v) for v in values)
 
 
 def _plot(axes: Any, curve: Curve, colour: str) -> None:

@@ -325,6 +325,12 @@ def test_after_training_only_free_fields_may_change() -> None:
     ]
 
 
+@pytest.mark.parametrize("option", ["data.events.left=[a]", "stages.a.train.epochs=3"])
+def test_nothing_inside_a_fixed_field_may_change(option: str) -> None:
+    with pytest.raises(UsageError, match="is fixed once a model is trained"):
+        override(Toy(), [option], "predict")
+
+
 def test_recipes_are_listed_with_their_first_comment(recipes: Path) -> None:
     assert list_recipes(recipes) == {"fast": "Quick.", "paper": "As published."}
 

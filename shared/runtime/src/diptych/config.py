@@ -21,11 +21,11 @@ from diptych.configfile import (
     build,
     default_values,
     dotted,
-    field_at,
     leaves,
     read_file,
     read_mapping,
     read_option,
+    value_field,
     values_of,
 )
 
@@ -288,7 +288,7 @@ def override(config: Model, sets: Sequence[str], section: str) -> Model:
         free = setting.path[0] in (section, "run") or any(
             name == mark or name.startswith(f"{mark}.") for mark in marked
         )
-        if not free and field_at(model, setting.path) is not None:
+        if not free and value_field(model, tuple(name.split("."))) is not None:
             allowed = ", ".join([f"{section}.*", "run.*", *marked])
             settings.problems.append(
                 f"{setting.origin}: {name} is fixed once a model is trained; allowed: {allowed}"

@@ -226,6 +226,15 @@ def field_at(model: type[BaseModel], keys: Keys) -> FieldInfo | None:
     return section.model_fields.get(keys[-1]) if section else None
 
 
+def value_field(model: type[BaseModel], keys: Keys) -> FieldInfo | None:
+    """The field of the value that keys name or reach into; None for sections and unknown keys."""
+    for length in range(1, len(keys) + 1):
+        found = field_at(model, keys[:length])
+        if found is not None and section_at(model, keys[:length]) is None:
+            return found
+    return None
+
+
 def leaves(model: type[BaseModel], before: Keys = ()) -> Iterator[tuple[Keys, FieldInfo]]:
     """Every value of a configuration with its keys, in order; sections are left out."""
     for name, found in model.model_fields.items():

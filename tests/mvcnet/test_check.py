@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,9 +43,11 @@ def named(findings: Findings, *codes: str) -> list[tuple[str, str]]:
     return [(one.severity, one.code) for one in findings if not codes or one.code in codes]
 
 
-def save_trials(path: Path, *, seed: int = 0, subject: list[str] | None = None, **more: object):
+def save_trials(
+    path: Path, *, seed: int = 0, subject: list[str] | None = None, **more: Any
+) -> Path:
     draw = np.random.default_rng(seed)
-    content = {
+    content: dict[str, Any] = {
         "X": draw.normal(0, 20, (40, 3, 100)).astype(np.float32),
         "y": np.arange(40) % 2,
         "ch_names": np.array(["C3", "Cz", "C4"]),
@@ -144,8 +147,10 @@ def test_files_with_errors_are_left_out_on_request_and_said_so(tmp_path: Path) -
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "S1R1.edf").write_bytes(b"")
+    for name in ("S1R1.edf", "S1R2.edf"):
+        (tmp_path / name).write_bytes(b"")
     assert named(check(config(), tmp_path)) == [
+        ("warning", "file.unmatched"),
         ("warning", "file.unmatched"),
         ("error", "file.none"),
     ]
@@ -227,7 +232,9 @@ def test_values_that_are_not_finite_are_found_in_recordings(tmp_path: Path) -> N
         {"filter": {"band": [0.5, 30.0]}},
     ],
 )
-def test_a_band_that_the_trials_cannot_hold_is_an_error(tmp_path: Path, data: dict) -> None:
+def test_a_band_that_the_trials_cannot_hold_is_an_error(
+    tmp_path: Path, data: dict[str, Any]
+) -> None:
     findings = check(config(**data), write(simulated(12), tmp_path / "a.edf"))
     assert ("error", "filter.band") in named(findings)
 

@@ -73,6 +73,20 @@ def test_a_single_file_is_a_subject_of_its_own(tmp_path: Path) -> None:
     assert [(one.subject, one.name) for one in located] == [("visit", "visit.edf")]
 
 
+def test_companion_files_are_no_finding_and_foreign_ones_are(tmp_path: Path) -> None:
+    place(tmp_path, "1/a.vhdr", "1/a.vmrk", "1/a.eeg", "1/old.xdf", "1/old.mat", ".cache/x.bin")
+    for data in ({}, {"pattern": "{subject}.vhdr"}):
+        _, findings = find_recordings(tmp_path, EEGDataSection.model_validate(data))
+        assert [one.where for one in findings] == ["1/old.mat", "1/old.xdf"]
+
+
+def test_a_folder_of_one_file_is_one_subject(tmp_path: Path) -> None:
+    place(tmp_path / "flat", "visit.edf")
+    assert found(tmp_path / "flat") == [("visit", "1", "1")]
+    place(tmp_path / "deep", "anna/visit.edf")
+    assert found(tmp_path / "deep") == [("anna", "1", "visit")]
+
+
 def test_a_manifest_places_files_and_knows_the_side_of_a_lesion(tmp_path: Path) -> None:
     place(tmp_path, "x/a.edf", "b.edf")
     manifest = tmp_path / "list.csv"

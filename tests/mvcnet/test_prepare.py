@@ -230,7 +230,7 @@ def test_a_missing_optional_package_is_a_usage_error(
 
 
 def stand_in_for_moabb(monkeypatch: pytest.MonkeyPatch, *, complete: bool) -> None:
-    """The three functions of MOABB that are called, over two simulated subjects."""
+    """What is called of MOABB, over two simulated subjects."""
     import socket
 
     class Data:
@@ -240,7 +240,9 @@ def stand_in_for_moabb(monkeypatch: pytest.MonkeyPatch, *, complete: bool) -> No
         def __init__(self, **settings: object) -> None:
             self.settings = settings
 
-        def get_data(self, _: object, subjects: list[int], return_epochs: bool) -> tuple:
+        def get_data(
+            self, _: object, subjects: list[int], return_epochs: bool
+        ) -> tuple[object, ...]:
             if not complete:
                 socket.getaddrinfo("data.example", 443)
             raw = simulated(20, seed=subjects[0])
@@ -250,13 +252,8 @@ def stand_in_for_moabb(monkeypatch: pytest.MonkeyPatch, *, complete: bool) -> No
                 raw, events, ids, *window, baseline=None, preload=True, verbose="error"
             )
             labels = np.array(["left_hand", "right_hand"] * 10)
-            table = {key: pl.Series(["0"] * 20) for key in ("session", "run")}
-            table = {
-                key: types.SimpleNamespace(
-                    to_numpy=lambda dtype, s=value: s.to_numpy().astype(dtype)
-                )
-                for key, value in table.items()
-            }
+            column = types.SimpleNamespace(to_numpy=lambda dtype: np.full(20, "0", dtype=dtype))
+            table = {"session": column, "run": column}
             return epochs, labels, table
 
     def module(name: str, **content: object) -> types.ModuleType:
@@ -267,8 +264,7 @@ def stand_in_for_moabb(monkeypatch: pytest.MonkeyPatch, *, complete: bool) -> No
 
     datasets = module("moabb.datasets", Simulated=Data)
     paradigms = module("moabb.paradigms", MotorImagery=Paradigm)
-    utils = module("moabb.utils", set_download_dir=lambda _: None)
-    module("moabb", datasets=datasets, paradigms=paradigms, utils=utils)
+    module("moabb", datasets=datasets, paradigms=paradigms)
 
 
 def test_moabb_gives_subjects_and_never_opens_the_network(

@@ -3,7 +3,9 @@ from __future__ import annotations
 import gzip
 import lzma
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import mne
 import numpy as np
@@ -33,7 +35,7 @@ def write_bdf(raw: mne.io.BaseRaw, path: Path) -> Path:
     marks = list(zip(raw.annotations.onset, raw.annotations.description, strict=True))
     n = len(labels)
 
-    def fields(width: int, values: list[object]) -> bytes:
+    def fields(width: int, values: Sequence[object]) -> bytes:
         return b"".join(str(value).encode().ljust(width) for value in values)
 
     head = b"\xffBIOSEMI" + fields(80, ["X X X X", "Startdate X X X X"])
@@ -58,10 +60,10 @@ def write_bdf(raw: mne.io.BaseRaw, path: Path) -> Path:
 
 
 def write_gaps(path: Path, *, text: bytes = b"T1") -> Path:
-    """EDF+D: ten records of 1 s, 30 s missing after the fifth; a mark in record 7, one in the gap."""
+    """EDF+D: ten records of 1 s, 30 s missing after the fifth, marks in record 7 and in the gap."""
     labels = ["C3", "C4", "EDF Annotations"]
 
-    def fields(width: int, values: list[object]) -> bytes:
+    def fields(width: int, values: Sequence[object]) -> bytes:
         return b"".join(str(value).encode().ljust(width) for value in values)
 
     head = fields(8, ["0"]) + fields(80, ["X X X X", "Startdate X X X X"])
@@ -108,7 +110,9 @@ def test_a_24_bit_bdf_file_gives_the_same_trials(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "opener"), [(".xz", lzma.open), (".gz", gzip.open)])
-def test_a_compressed_file_reads_like_the_plain_one(tmp_path: Path, suffix: str, opener) -> None:
+def test_a_compressed_file_reads_like_the_plain_one(
+    tmp_path: Path, suffix: str, opener: Callable[..., Any]
+) -> None:
     plain = write(simulated(2), tmp_path / "a.edf")
     packed = tmp_path / f"a.edf{suffix}"
     with opener(packed, "wb") as stream:

@@ -141,7 +141,7 @@ def not_eeg(path: Path, suffix: str, name: str) -> Finding:
         "file.not_eeg",
         name,
         f"{what}; its first 16 bytes are {start[:16].hex(' ')}",
-        "download it again from the data's own server, or leave it out with data.exclude",
+        "download it again from the data's own server",
     )
 
 

@@ -73,39 +73,35 @@ def find_recordings(data: Path, section: EEGDataSection) -> tuple[list[Located],
     if not data.exists():
         raise UsageError(f"{data}: no such file or folder: give a recording or a folder of them")
     if data.is_file():
-        stem = data.name.partition(".")[0]
-        placed = _by_pattern(data.name, section.pattern) if section.pattern else None
-        return [
-            _located(data, data.name, placed or _by_entities(data.name) or {"subject": stem})
-        ], []
+        return _single(data, section)
     if section.manifest is not None:
-        return _chosen(_from_manifest(section.manifest, data), section)
+        return _chosen(_from_manifest(section.manifest, data), section), []
     found: list[Located] = []
-    unmatched: list[str] = []
-    for path in _files(data):
+    unmatched: list[Path] = []
+    foreign: list[str] = []
+    for path in sorted(path for path in data.rglob("*") if path.is_file()):
         name = path.relative_to(data).as_posix()
         if format_of(path) is None:
-            if section.pattern is None and path.suffix.lower() in _COMPANIONS:
-                continue
-            unmatched += [name] if format_of(path) or not _hidden(name) else []
-            continue
-        placed = _placed(name, section.pattern)
-        if placed is None:
-            unmatched.append(name)
+            known = path.suffix.lower() in _COMPANIONS
+            foreign += (
+                [] if known or any(part.startswith(".") for part in name.split("/")) else [name]
+            )
+        elif (placed := _placed(name, section.pattern)) is None:
+            unmatched.append(path)
         else:
             found.append(_located(path, name, placed, _bids_root(data, name)))
-    excluded = _excluded(unmatched, section)
-    findings = [_unmatched(name, unmatched) for name in unmatched if name not in excluded]
-    chosen, more = _chosen(found, section)
-    return chosen, findings + more
+    if not found and len(unmatched) == 1 and section.pattern is None:
+        return _single(unmatched[0], section)
+    names = [path.relative_to(data).as_posix() for path in unmatched]
+    findings = [_unmatched(name) for name in names] + [_foreign(name) for name in foreign]
+    excluded = _excluded((one.where for one in findings), section)
+    return _chosen(found, section), [one for one in findings if one.where not in excluded]
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+def _single(path: Path, section: EEGDataSection) -> tuple[list[Located], list[Finding]]:
+    placed = _by_pattern(path.name, section.pattern) if section.pattern else None
+    placed = placed or _by_entities(path.name) or {"subject": path.name.partition(".")[0]}
+    return [_located(path, path.name, placed)], []
 
 
 def _placed(name: str, pattern: str | None) -> dict[str, str] | None:
@@ -236,15 +232,16 @@ def _from_manifest(manifest: Path, data: Path) -> list[Located]:
     return located
 
 
-def _chosen(found: list[Located], section: EEGDataSection) -> tuple[list[Located], list[Finding]]:
+def _chosen(found: list[Located], section: EEGDataSection) -> list[Located]:
     """Without excluded files and other runs, in the order of the data's time."""
     excluded = _excluded((one.name for one in found), section)
     kept = [one for one in found if one.name not in excluded]
     runs = None if section.runs is None else {run.lstrip("0") or "0" for run in section.runs}
     if runs is not None:
         kept = [one for one in kept if (one.run.lstrip("0") or "0") in runs]
-    kept.sort(key=lambda one: tuple(map(natural, (one.subject, one.session, one.run, one.name))))
-    return kept, []
+    return sorted(
+        kept, key=lambda one: tuple(map(natural, (one.subject, one.session, one.run, one.name)))
+    )
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -266,7 +263,7 @@ def _excluded(names: Iterable[str], section: EEGDataSection) -> set[str]:
     }
 
 
-def _unmatched(name: str, others: list[str]) -> Finding:
+def _unmatched(name: str) -> Finding:
     return Finding(
         "warning",
         "file.unmatched",
@@ -274,6 +271,16 @@ def _unmatched(name: str, others: list[str]) -> Finding:
         "no subject follows from its name or folder; it is not used",
         f"--set 'data.pattern={suggest_pattern(name)}' names the parts of file names, "
         "data.manifest lists files, data.exclude leaves them out",
+    )
+
+
+def _foreign(name: str) -> Finding:
+    return Finding(
+        "warning",
+        "file.unmatched",
+        name,
+        "no recording in a supported format; it is not used",
+        "export it to EDF, BDF, GDF, BrainVision, EEGLAB, FIF or NPZ, or name it in data.exclude",
     )
 
 

@@ -17,6 +17,7 @@ BLOCK_S = 1.0
 FLAT_UV = 0.1
 FLAT_PART = 0.5
 NOISY_Z = 5.0
+NOISY_RATIO = 4.0  # where channels are all alike a small difference is no artefact
 NOISY_CHANNELS = 8  # with fewer channels the spread between them says nothing
 PLAUSIBLE_UV = (1.0, 500.0)
 CLIPPED_PART = 1e-3
@@ -162,8 +163,8 @@ def _noisy(signal: _Signal, flat: np.ndarray) -> list[Finding]:
             f"its variance lies {value:.1f} robust standard deviations above the other channels",
             "look at the electrode; leave it out of data.channels if it is bad",
         )
-        for channel, value in zip(signal.channels, z, strict=True)
-        if value > NOISY_Z
+        for channel, value, log_ratio in zip(signal.channels, z, power - centre, strict=True)
+        if value > NOISY_Z and log_ratio > np.log(NOISY_RATIO)
     ]
 
 
@@ -192,27 +193,28 @@ def _clipped(signal: _Signal, flat: np.ndarray) -> list[Finding]:
 
 
 def _line(signal: _Signal, section: EEGDataSection) -> list[Finding]:
-    band = section.filter.band or (0.0, signal.sfreq / 2)
+    low, high = section.filter.band or (0.0, signal.sfreq / 2)
+    notch = section.filter.notch or 0.0
+    mains = [
+        one
+        for one in (50.0, 60.0)
+        if low < one < min(high, signal.sfreq / 2 - 1) and abs(notch - one) >= 1
+    ]
+    if not mains:
+        return []
     window = min(round(4 * signal.sfreq), signal.x.shape[1])
     frequency, power = welch(signal.x, signal.sfreq, nperseg=window, axis=1)
     findings = []
-    for mains in (50.0, 60.0):
-        if not band[0] < mains < min(band[1], signal.sfreq / 2 - 1):
-            continue
-        if section.filter.notch is not None and abs(section.filter.notch - mains) < 1:
-            continue
-        distance = np.abs(frequency - mains)
+    for one in mains:
+        distance = np.abs(frequency - one)
         beside = (distance > 2) & (distance < 6)
-        if not beside.any():
-            continue
-        ratio = power[:, distance <= 1].max(axis=1) / np.maximum(
-            np.median(power[:, beside], axis=1), np.finfo(float).tiny
-        )
-        loud = [name for name, one in zip(signal.channels, ratio, strict=True) if one > LINE_RATIO]
+        floor = np.maximum(np.median(power[:, beside], axis=1), np.finfo(float).tiny)
+        ratio = power[:, distance <= 1].max(axis=1) / floor
+        loud = [name for name, r in zip(signal.channels, ratio, strict=True) if r > LINE_RATIO]
         if loud:
-            found = f"{mains:g} Hz stands {ratio.max():.0f} times above its neighbours"
-            fix = f"--set data.filter.notch={mains:g}"
+            found = f"{one:g} Hz stands {ratio.max():.0f} times above its neighbours"
             where = loud[0] if len(loud) == 1 else f"{loud[0]} and {len(loud) - 1} more"
+            fix = f"--set data.filter.notch={one:g}"
             findings.append(signal.finding("warning", "signal.line", where, found, fix))
     return findings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -83,7 +84,6 @@ def _from_moabb(config: MVCNetConfig, cache: Path, folder: Path) -> list[Located
     try:
         import moabb.datasets
         import moabb.paradigms
-        from moabb.utils import set_download_dir
     except ImportError as error:
         raise UsageError(_missing("moabb", "moabb", "data.moabb")) from error
     section = config.data
@@ -93,7 +93,6 @@ def _from_moabb(config: MVCNetConfig, cache: Path, folder: Path) -> list[Located
         raise UsageError(
             f"data.moabb: {section.moabb!r} is no MOABB data set: its names look like BNCI2014_001"
         )
-    set_download_dir(str(cache))
     low, high = section.filter.band or (None, None)
     paradigm = moabb.paradigms.MotorImagery(
         n_classes=len(section.classes),
@@ -107,7 +106,8 @@ def _from_moabb(config: MVCNetConfig, cache: Path, folder: Path) -> list[Located
     )
     dataset = kind()
     located = []
-    with nullcontext() if section.allow_download else _offline(section.moabb):
+    guard = nullcontext() if section.allow_download else _offline(section.moabb)
+    with _cache_folder(cache), guard:
         for subject in dataset.subject_list:
             path = folder / f"{subject}.npz"
             _store_subject(path, paradigm, dataset, subject)
@@ -126,6 +126,20 @@ def _store_subject(path: Path, paradigm: Any, dataset: Any, subject: int) -> Non
         session=table["session"].to_numpy(dtype=str),
         run=table["run"].to_numpy(dtype=str),
     )
+
+
+@contextmanager
+def _cache_folder(folder: Path) -> Iterator[None]:
+    """MOABB looks here; its own setter would write into the user's settings."""
+    before = os.environ.get("MNE_DATA")
+    os.environ["MNE_DATA"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MNE_DATA"]
+        else:
+            os.environ["MNE_DATA"] = before
 
 
 @contextmanager

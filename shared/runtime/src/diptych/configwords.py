@@ -250,7 +250,7 @@ def _section(
             written[name] = _section(inner, part, value, below, indent + 2)
             comment = (info.description or inner.__doc__ or name).strip().splitlines()[0]
         else:
-            written[name] = value if (name, indent) == (STAGES, 0) and value else _flow(value)
+            written[name] = _flow(value, block=(name, indent) == (STAGES, 0))
             comment = _comment(info, schema["properties"][name], default, indent)
         blank = "" if indent else "\n"
         written.yaml_set_comment_before_after_key(name, before=blank + comment, indent=indent)
@@ -264,12 +264,16 @@ def _comment(info: FieldInfo, schema: Mapping[str, Any], default: Any, indent: i
     return "\n".join(textwrap.wrap(" ".join(part for part in parts if part), WIDTH - indent))
 
 
-def _flow(value: Any) -> Any:
+def _flow(value: Any, block: bool = False) -> Any:
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+    if isinstance(value, str) and not value.isprintable():
+        return DoubleQuotedScalarString(value)  # the one style that escapes every line break
     if isinstance(value, Mapping):
-        mapping = CommentedMap((key, _flow(inner)) for key, inner in value.items())
-        mapping.fa.set_flow_style()
+        mapping = CommentedMap((_flow(key), _flow(inner)) for key, inner in value.items())
+        if not (block and value):
+            mapping.fa.set_flow_style()
         return mapping
     if isinstance(value, list):
         sequence = CommentedSeq(_flow(inner) for inner in value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -214,7 +215,8 @@ def main() -> None:
     known.processes = processes  # type: ignore[attr-defined]
     chosen = settings(metric="loss", better="lower", threads=1, **values)
     result = fit(known, chosen, folder)
-    print(digest(known.modules), result.best_epoch, result.best_metric, flush=True)
+    line = f"{digest(known.modules)} {result.best_epoch} {result.best_metric}\n"
+    os.write(1, line.encode())  # in one piece, as several processes share the output
 
 
 if __name__ == "__main__":

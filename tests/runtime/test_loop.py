@@ -461,7 +461,7 @@ def test_bf16_trains_in_autocast():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["plain", "adversarial"])
 def test_a_killed_process_goes_on_bit_identically(kind, tmp_path):
     command = [sys.executable, str(PROGRAM)]
     whole = subprocess.run(
@@ -469,7 +469,7 @@ def test_a_killed_process_goes_on_bit_identically(kind, tmp_path):
     )
     wait = random.Random(kind)
     killed = 0
-    for _ in range(6):
+    for _ in range(4):
         process = subprocess.Popen(
             [*command, str(tmp_path / "cut"), kind, "delay=0.05", "checkpoint_minutes=0.0001"],
             stdout=subprocess.PIPE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.errors import (
@@ -50,11 +50,13 @@ def test_the_json_form_is_the_binding_one() -> None:
 
 
 @given(findings)
+@settings(max_examples=40, deadline=None)
 def test_findings_survive_their_json_form(found: Findings) -> None:
     assert Findings.from_json(json.loads(json.dumps(found.to_json()))).items == found.items
 
 
 @given(findings, findings)
+@settings(max_examples=40, deadline=None)
 def test_counts_add_up(first: Findings, second: Findings) -> None:
     both = first + second
     assert list(both) == [*first, *second]

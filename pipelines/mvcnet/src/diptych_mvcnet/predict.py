@@ -221,7 +221,7 @@ def predict_recording(decoder: Decoder, recording: Recording) -> pl.DataFrame:
         pl.Series("confidence", proba.max(axis=1, initial=0.0)),
         pl.lit(decoder.config.align.test).alias("aligned_with"),
         pl.Series("n_seen", seen, dtype=pl.Int64),
-        pl.Series("flag", flags, dtype=pl.String),
+        pl.Series("flag", [flag or None for flag in flags], dtype=pl.String),
     )
 
 

@@ -118,8 +118,8 @@ def test_leakage_is_refused_and_nothing_is_left(
 def test_a_single_fit_can_be_trained_as_a_job_and_gathered(
     subject: Subject, tmp_path: Path
 ) -> None:
-    fits = [entry["name"] for entry in read_json(subject.run / "split.json")["fits"]]
     early = subject.train(tmp_path / "run", "--fit", "final")
+    fits = [entry["name"] for entry in read_json(tmp_path / "run" / "split.json")["fits"]]
     assert early.code == 2
     assert fits[0] in early.err
     for name in fits[:2]:

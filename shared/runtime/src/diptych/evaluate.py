@@ -6,10 +6,7 @@ resampled. Nothing that comes later (report, card, comparison) computes these nu
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,9 @@ from jaxtyping import Float
 from diptych import artifacts as artifact_files
 from diptych.contract import Artifact, Evaluation, Metric, Payload
 from diptych.errors import UsageError
-from diptych.files import sync_folder, write_json
+from diptych.files import write_json
 from diptych.findings import Findings
+from diptych.folders import write_folder
 from diptych.results import FEW_SUBJECTS, metric_of, validate
 from diptych.statistics import (
     Estimate,
@@ -425,29 +423,8 @@ def write(
                 artifact_files.save(fitted, folder / "baselines" / method / fit)
         write_json(folder / "results.json", results)
 
-    _write_tree(target, content)
+    write_folder(target, content)
     return results
-
-
-def _write_tree(target: Path, write_content: Callable[[Path], object]) -> None:
-    # unlike diptych.folders.write_folder this folder holds folders: fitted baselines
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    before = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        beside.mkdir()
-        write_content(beside)
-        for file in beside.rglob("*"):
-            if file.is_file():
-                with file.open("rb+") as stream:
-                    os.fsync(stream.fileno())
-        if target.exists():
-            target.replace(before)
-        beside.replace(target)
-        sync_folder(target.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
 
 
 _OWN = {"results.json", "units.parquet", "findings.json", "pictures", "baselines"}

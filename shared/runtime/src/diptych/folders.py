@@ -15,7 +15,7 @@ _BESIDE = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
 def write_folder(target: Path, write: Callable[[Path], object]) -> None:
-    """Write a flat folder so that a reader sees it whole or not at all.
+    """Write a folder so that a reader sees it whole or not at all.
 
     A folder that was there before is replaced; between its two renames there is none.
 
@@ -28,9 +28,8 @@ def write_folder(target: Path, write: Callable[[Path], object]) -> None:
     try:
         beside.mkdir()
         write(beside)
-        for file in beside.iterdir():
-            _sync_file(file)
-        sync_folder(beside)
+        for entry in (beside, *beside.rglob("*")):
+            sync_folder(entry) if entry.is_dir() else _sync_file(entry)
         if target.exists():
             os.replace(target, before)  # noqa: PTH105 - one name for what tests interrupt
         os.replace(beside, target)  # noqa: PTH105

@@ -362,6 +362,10 @@ def test_vmap_and_nested_grad_equal_loops():
     torch.testing.assert_close(
         vmap(grad(bend(tiled)))(x), torch.stack([grad(bend(dense))(z) for z in x])
     )
+    pairwise = lambda z: dc.siglip(z[0], z[1], tile=5)  # noqa: E731
+    torch.testing.assert_close(
+        vmap(grad(bend(pairwise)))(x), torch.stack([grad(bend(pairwise))(z) for z in x])
+    )
     by_label = lambda z, y: dc.sup_con(z, y, 0.3, tile=5)  # noqa: E731
     torch.testing.assert_close(
         vmap(grad(by_label))(x, labels),

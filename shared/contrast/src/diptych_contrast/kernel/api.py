@@ -29,12 +29,14 @@ class Engine:
         tile: Rows and columns of a tile, or ``auto``.
         group: Processes over which the columns are sharded, None for one process.
         ring: Let column shards travel from process to process (needs ``group``).
+        unit: No row or column is longer than 1, so that scores need not be bounded by looking.
     """
 
     backend: Backend = "auto"
     tile: int | Literal["auto"] = "auto"
     group: Any = None
     ring: bool = False
+    unit: bool = False
 
 
 def check_engine(function: str, engine: Engine) -> None:
@@ -115,7 +117,7 @@ def log_sums(
     fixed = fixed and (col_bias is None or not col_bias.requires_grad)
     fused = graph and mode == "rows" and fixed and a.requires_grad
     keep = graph and not torch.compiler.is_compiling()
-    settings = Settings(expressions, mode, size, fused, keep, peak)
+    settings = Settings(expressions, mode, size, engine.unit, fused, keep, peak)
     if engine.ring and b is not None:
         return ring_sweep(a, b, scale, biases, key_list, settings, engine.group)
     return sweep(a, b, scale, biases, key_list, settings)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from diptych_contrast.kernel import operators
+from diptych_contrast.kernel.call import call, loop
 
 # Positions in the flat arguments that all three functions begin with.
 _A, _B, _SCALE, _ROW_BIAS, _COL_BIAS = range(5)
@@ -28,6 +29,7 @@ class Settings(NamedTuple):
         expressions: Mask expressions, joined by commas.
         mode: ``rows``, ``both`` or ``symmetric``.
         tile: Rows and columns of a tile.
+        unit: No row or column is longer than 1.
         fused: Accumulate the gradient of the rows in the forward sweep (mode ``rows``).
         keep: Keep the exponentials of a single tile for the backward sweep.
         peak: Also give the largest score of every row.
@@ -36,6 +38,7 @@ class Settings(NamedTuple):
     expressions: str
     mode: str
     tile: int
+    unit: bool
     fused: bool
     keep: bool
     peak: bool
@@ -63,7 +66,7 @@ def sweep(
         Log-sum-exp of every row, shape (k, n), in mode ``both`` (k, n + m); largest score, same
         shape, detached, empty unless asked for.
     """
-    lse, peak, _ = PairSums.apply(a, b, scale, *biases, *keys, *settings)  # type: ignore[no-untyped-call]
+    lse, peak, _ = call(PairSums, a, b, scale, *biases, *keys, *settings)
     return lse, peak
 
 
@@ -86,13 +89,14 @@ class PairSums(Function):
         expressions: str,
         mode: str,
         tile: int,
+        unit: bool,
         fused: bool,
         keep: bool,
         peak: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sweep; see `sweep` for the arguments."""
         keys = [row_id, row_view, row_label, col_id, col_view, col_label]
-        settings = (expressions, mode, tile, fused, keep, peak)
+        settings = (expressions, mode, tile, unit, fused, keep, peak)
         result: tuple[Tensor, Tensor, Tensor] = _call(
             operators.sums, a, b, scale, row_bias, col_bias, keys, *settings
         )
@@ -115,16 +119,25 @@ class PairSums(Function):
         if upstream[0] is None:
             return (None,) * (_INPUTS + len(settings))
         columns = ctx.needs_input_grad[_B] or ctx.needs_input_grad[_COL_BIAS]
-        gradients = _apply(PairGradients, *inputs, upstream[0], lse, extra, columns, *settings[:4])
+        gradients = _apply(
+            PairGradients,
+            *inputs,
+            upstream[0],
+            lse,
+            extra,
+            columns,
+            ctx.needs_input_grad[_SCALE],
+            *settings[:5],
+        )
         found = _present(gradients, inputs)
-        return (*found, *(None for _ in range(6 + len(settings))))
+        return (*found, *(None,) * (6 + len(settings)))
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         """Run one sweep for every element of the batch."""
         # Whether a tile can be kept depends on the values, so elements may differ in it.
         settings = Settings(*arguments[_INPUTS:])._replace(keep=False)
-        return _loop(PairSums, info.batch_size, dims, (*arguments[:_INPUTS], *settings))
+        return loop(PairSums, info.batch_size, dims, (*arguments[:_INPUTS], *settings))
 
 
 class PairGradients(Function):
@@ -144,7 +157,7 @@ class PairGradients(Function):
         """Keep inputs and sums."""
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[: _INPUTS + 2])
-        ctx.where = inputs[-4:-1]
+        ctx.where = inputs[-5:-1]
         ctx.shapes = [value.shape for value in output]
 
     @staticmethod
@@ -156,15 +169,15 @@ class PairGradients(Function):
             for value, shape in zip(cotangents, ctx.shapes, strict=True)
         ]
         scale = ctx.needs_input_grad[_SCALE]
-        onto_upstream, *gradients = PairCurvature.apply(  # type: ignore[no-untyped-call]
-            *inputs, upstream, lse, *given, scale, *ctx.where
+        onto_upstream, *gradients = call(
+            PairCurvature, *inputs, upstream, lse, *given, scale, *ctx.where
         )
-        return (*_present(gradients, inputs), *(None,) * 6, onto_upstream, *(None,) * 7)
+        return (*_present(gradients, inputs), *(None,) * 6, onto_upstream, *(None,) * 9)
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         """Run one sweep for every element of the batch."""
-        return _loop(PairGradients, info.batch_size, dims, arguments)
+        return loop(PairGradients, info.batch_size, dims, arguments)
 
 
 class PairCurvature(Function):
@@ -196,7 +209,7 @@ class PairCurvature(Function):
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         """Run one sweep for every element of the batch."""
-        return _loop(PairCurvature, info.batch_size, dims, arguments)
+        return loop(PairCurvature, info.batch_size, dims, arguments)
 
 
 def _call(body: Callable[..., Any], *arguments: Any) -> Any:
@@ -209,7 +222,7 @@ def _apply(function: Any, *arguments: Any) -> Any:
     # The compiler traces one backward, never two, and only plain calls inside it.
     if torch.compiler.is_compiling():
         return function.forward(*arguments)
-    return function.apply(*arguments)
+    return call(function, *arguments)
 
 
 def _present(
@@ -220,17 +233,3 @@ def _present(
         None if given is None or gradient.shape != given.shape else gradient
         for gradient, given in zip(gradients, inputs[:5], strict=True)
     )
-
-
-def _loop(
-    function: Any, size: int, dims: Sequence[Any], arguments: Sequence[Any]
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    results = []
-    for index in range(size):
-        element = [
-            value.select(dim, index) if isinstance(dim, int) else value
-            for value, dim in zip(arguments, dims, strict=True)
-        ]
-        results.append(function.apply(*element))
-    stacked = tuple(torch.stack(values) for values in zip(*results, strict=True))
-    return stacked, (0,) * len(stacked)

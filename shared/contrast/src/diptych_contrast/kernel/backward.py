@@ -42,8 +42,8 @@ class _Weights:
         self.pairs = pairs
         empty = lse == -math.inf
         # A row without pairs has no weights: exp(-inf - inf) is 0 where exp(-inf + inf) is NaN.
-        self.shift = torch.where(empty, math.inf, lse * LOG2_E)
-        self.inverse = torch.where(empty, 0.0, (-lse).exp()) if pairs.bounded else lse
+        self.shift = lse if pairs.bounded else (lse * LOG2_E).masked_fill_(empty, math.inf)
+        self.inverse = (-lse).exp_().masked_fill_(empty, 0.0) if pairs.bounded else lse
 
     def scaled(self, coefficient: Tensor) -> Tensor:
         """Fold the normaliser into a coefficient of shape (k, sums) where exponentials are free."""
@@ -88,8 +88,8 @@ class _Weights:
 class _Sink:
     """Where weighted tiles add up to gradients."""
 
-    def __init__(self, pairs: Pairs, *, columns: bool, biases: bool) -> None:
-        self.pairs, self.biases = pairs, biases
+    def __init__(self, pairs: Pairs, *, columns: bool) -> None:
+        self.biases = biases = pairs.has_biases
         self.symmetric = pairs.mode == "symmetric"
         self.a = torch.zeros_like(pairs.a)
         self.b = torch.zeros_like(pairs.b) if columns else pairs.b.new_empty(0)
@@ -127,7 +127,13 @@ class _Sink:
 
 
 def first_order(
-    pairs: Pairs, lse: Tensor, upstream: Tensor, kept: Tensor | None, *, columns: bool, biases: bool
+    pairs: Pairs,
+    lse: Tensor,
+    upstream: Tensor,
+    kept: Tensor | None,
+    *,
+    columns: bool,
+    scale: bool,
 ) -> Gradients:
     """Sweep again and pull the gradient of the log-sum-exp back to its inputs.
 
@@ -137,12 +143,12 @@ def first_order(
         upstream: Gradient of the result, shape (k, sums).
         kept: Exponentials of a single tile, shape (k, n, m), where the forward sweep kept them.
         columns: Whether the columns need their gradient.
-        biases: Whether the biases need theirs.
+        scale: Whether the scale needs its.
 
     Returns:
-        The gradients; those not asked for are empty.
+        The gradients; those not asked for are empty or zero.
     """
-    weights, sink = _Weights(pairs, lse), _Sink(pairs, columns=columns, biases=biases)
+    weights, sink = _Weights(pairs, lse), _Sink(pairs, columns=columns)
     coefficient = weights.scaled(upstream)
     one_scale = len(pairs.scale) == 1
     for rows, cols, raw, parts in _tiles(weights, kept):
@@ -151,14 +157,16 @@ def first_order(
             weight = weights.apply(tile, coefficient[k], rows, cols)
             sink.add_biases(weight, rows, cols)
             if not one_scale:
-                sink.add_scale(k, weight * raw, rows, cols)
+                if scale:
+                    sink.add_scale(k, weight * raw, rows, cols)
                 weight.mul_(pairs.scale[k])
             total = weight if total is None else total.add_(weight)
         if total is not None:
             sink.spread(total, rows, cols, (pairs.a, pairs.b))
     if one_scale:
-        # sum_ij W_ij a_i.b_j; the symmetric sum of the rows holds every pair in both orders.
-        sink.scale[0] = (pairs.a * sink.a).sum() * (0.5 if sink.symmetric else 1.0)
+        if scale:
+            # sum_ij W_ij a_i.b_j; the symmetric sum of the rows holds every pair in both orders.
+            sink.scale[0] = (pairs.a * sink.a).sum() * (0.5 if sink.symmetric else 1.0)
         sink.a.mul_(pairs.scale)
         sink.b.mul_(pairs.scale)
     return sink.gradients()
@@ -171,7 +179,7 @@ def _tiles(
     if kept is not None:
         rows, cols = slice(0, len(pairs.a)), slice(0, len(pairs.b))
         raw = pairs.a @ pairs.b.t() if len(pairs.scale) > 1 else kept
-        yield rows, cols, raw, ((k, (tile, tile)) for k, tile in enumerate(kept))
+        yield rows, cols, raw, ((k, (kept[k], kept[k])) for k in range(len(kept)))
         return
     for rows, cols, raw in scores(pairs):
         yield rows, cols, raw, weights.tiles(raw, rows, cols)
@@ -209,7 +217,7 @@ def second_order(
             if slots is not None:
                 means[k, slots] += (right * slope).sum(0)
     means = weights.scaled(means)
-    sink = _Sink(pairs, columns=pairs.mode != "symmetric", biases=pairs.has_biases)
+    sink = _Sink(pairs, columns=pairs.mode != "symmetric")
     coefficient, centre = weights.scaled(upstream), weights.scaled(upstream * means)
     for rows, cols, raw in scores(pairs):
         cross = slopes.cross(rows, cols)

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
+from diptych_contrast.kernel.call import call
+
 _SMALLEST = 1e-12
 
 
@@ -28,7 +30,7 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         >>> unit_rows(torch.tensor([[3.0, 4.0]]))
         tensor([[0.6000, 0.8000]])
     """
-    unit: Tensor = _UnitRows.apply(x)[0]  # type: ignore[no-untyped-call]
+    unit: Tensor = call(_UnitRows, x)[0]
     return unit
 
 

@@ -42,12 +42,13 @@ def sums(
     expressions: str,
     mode: str,
     tile: int,
+    unit: bool,
     fused: bool,
     keep: bool,
     peak: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum the exponentials: `tiles.sum_exponentials`."""
-    pairs = open_pairs(a, b, scale, (row_bias, col_bias), keys, expressions, mode, tile)
+    pairs = open_pairs(a, b, scale, (row_bias, col_bias), keys, expressions, mode, tile, unit)
     result = sum_exponentials(pairs, fused=fused, keep=keep, peak=peak)
     return result.lse, result.peak, result.extra
 
@@ -64,19 +65,21 @@ def gradients(
     lse: Tensor,
     extra: Tensor,
     columns: bool,
+    scale_gradient: bool,
     expressions: str,
     mode: str,
     tile: int,
+    unit: bool,
     fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Pull gradients back: `backward.first_order`, or what a fused forward sweep left."""
     if fused and not columns:
         result = _fused_gradients(a, scale, row_bias, upstream, extra)
     else:
-        pairs = open_pairs(a, b, scale, (row_bias, col_bias), keys, expressions, mode, tile)
+        pairs = open_pairs(a, b, scale, (row_bias, col_bias), keys, expressions, mode, tile, unit)
         kept = extra if extra.numel() and not fused else None
         columns = columns and mode != "symmetric"
-        result = first_order(pairs, lse, upstream, kept, columns=columns, biases=pairs.has_biases)
+        result = first_order(pairs, lse, upstream, kept, columns=columns, scale=scale_gradient)
     return result.a, result.b, result.scale, result.row_bias, result.col_bias
 
 
@@ -106,9 +109,10 @@ def curvature(
     expressions: str,
     mode: str,
     tile: int,
+    unit: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiate the gradients: `backward.second_order`."""
-    pairs = open_pairs(a, b, scale, (row_bias, col_bias), keys, expressions, mode, tile)
+    pairs = open_pairs(a, b, scale, (row_bias, col_bias), keys, expressions, mode, tile, unit)
     onto_upstream, result = second_order(
         pairs, lse, upstream, Gradients(*cotangents), scale=scale_gradient
     )
@@ -140,6 +144,7 @@ def _(
     expressions: str,
     mode: str,
     tile: int,
+    unit: bool,
     fused: bool,
     keep: bool,
     peak: bool,
@@ -163,9 +168,11 @@ def _(
     lse: Tensor,
     extra: Tensor,
     columns: bool,
+    scale_gradient: bool,
     expressions: str,
     mode: str,
     tile: int,
+    unit: bool,
     fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _like_inputs(a, b if columns else None, scale, row_bias, col_bias)
@@ -186,6 +193,7 @@ def _(
     expressions: str,
     mode: str,
     tile: int,
+    unit: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (torch.empty_like(lse), *_like_inputs(a, b, scale, row_bias, col_bias))
 

@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from diptych_contrast.kernel import operators
+from diptych_contrast.kernel.call import call
 from diptych_contrast.kernel.masks import PairMask
 from diptych_contrast.kernel.sums import Shape, pair_sum
 
@@ -46,8 +47,8 @@ def ring_sweep(
     Returns:
         Log-sum-exp and largest score, each of shape (k, n).
     """
-    expressions, _, tile, _, _, peak = settings
-    lse, top = _RingSums.apply(a, b, scale, *biases, *keys, expressions, tile, peak, group)  # type: ignore[no-untyped-call]
+    expressions, _, tile, unit, _, _, peak = settings
+    lse, top = call(_RingSums, a, b, scale, *biases, *keys, expressions, tile, unit, peak, group)
     return lse, top
 
 
@@ -55,7 +56,7 @@ class _RingSums(Function):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         a, _, scale, row_bias = arguments[:4]
-        expressions, tile, peak, group = arguments[11:]
+        expressions, tile, unit, peak, group = arguments[11:]
         row_keys, shard = _shard(arguments)
         lse: Tensor | None = None
         top = a.new_empty(0)
@@ -70,6 +71,7 @@ class _RingSums(Function):
                 expressions,
                 "rows",
                 tile,
+                unit,
                 False,
                 False,
                 peak,
@@ -89,7 +91,7 @@ class _RingSums(Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, lse = ctx.saved_tensors
-        expressions, tile, _, group = ctx.settings
+        expressions, tile, unit, _, group = ctx.settings
         a, own, scale, row_bias, own_bias = inputs[:5]
         row_keys, shard = _shard(inputs)
         onto_a, onto_scale = torch.zeros_like(a), torch.zeros_like(scale)
@@ -110,9 +112,11 @@ class _RingSums(Function):
                 lse,
                 nothing,
                 True,
+                True,
                 expressions,
                 "rows",
                 tile,
+                unit,
                 False,
             )
             onto_a += part[0]
@@ -121,7 +125,7 @@ class _RingSums(Function):
             onto_rows = None if onto_rows is None else onto_rows + part[3]
             onto_cols = None if onto_cols is None else onto_cols + part[4]
             onto_b, onto_cols = _pass_on([onto_b, onto_cols], _sizes(own, group), hop, group)
-        return onto_a, onto_b, onto_scale, onto_rows, onto_cols, *(None,) * 10
+        return onto_a, onto_b, onto_scale, onto_rows, onto_cols, *(None,) * 11
 
 
 def ring_sum(a: Tensor, b: Tensor, fn: Shape, tile: int | Literal["auto"], group: Any) -> Tensor:
@@ -139,7 +143,7 @@ def ring_sum(a: Tensor, b: Tensor, fn: Shape, tile: int | Literal["auto"], group
     Returns:
         Shape (n,).
     """
-    total: Tensor = _RingSum.apply(a, b, fn, tile, group)  # type: ignore[no-untyped-call]
+    total: Tensor = call(_RingSum, a, b, fn, tile, group)
     return total
 
 

@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.kernel.call import call, loop
 from diptych_contrast.kernel.masks import Masks, PairMask
 from diptych_contrast.kernel.tiles import default_tile
 
@@ -86,19 +87,18 @@ def pair_sum(
     size = default_tile(len(a), len(b), dtype.itemsize) if tile == "auto" else tile
     u, v = (None, None) if weight is None else (part.detach().to(dtype) for part in weight)
     with torch.autocast(a.device.type, enabled=False):
-        result: Tensor = _Sum.apply(  # type: ignore[no-untyped-call]
-            a.to(dtype), b.to(dtype), u, v, *mask.keys(), (fn, mask.expr, size)
-        )
-    return result
+        (result,) = call(_Sum, a.to(dtype), b.to(dtype), u, v, *mask.keys(), (fn, mask.expr, size))
+    total: Tensor = result
+    return total
 
 
 class _Sum(Function):
     @staticmethod
-    def forward(*inputs: Any) -> Tensor:
+    def forward(*inputs: Any) -> tuple[Tensor]:
         total: Tensor = inputs[0].new_zeros(len(inputs[0]))
         for rows, cols, scores, weigh in _tiles(inputs[:10], inputs[10]):
             total[rows] += weigh(FUNCTIONS[inputs[10][0]][0](scores), rows, cols).sum(1)
-        return total
+        return (total,)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -106,8 +106,12 @@ class _Sum(Function):
         ctx.where = inputs[10]
 
     @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        return loop(_Sum, info.batch_size, dims, inputs)
+
+    @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        onto_a, onto_b = _SumGradients.apply(*ctx.saved_tensors, upstream, ctx.where)  # type: ignore[no-untyped-call]
+        onto_a, onto_b = call(_SumGradients, *ctx.saved_tensors, upstream, ctx.where)
         return onto_a, onto_b, *(None,) * 9
 
 
@@ -128,9 +132,13 @@ class _SumGradients(Function):
         ctx.where = inputs[11]
 
     @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        return loop(_SumGradients, info.batch_size, dims, inputs)
+
+    @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        onto_a, onto_b, onto_upstream = _SumCurvature.apply(  # type: ignore[no-untyped-call]
-            *ctx.saved_tensors, *cotangents, ctx.where
+        onto_a, onto_b, onto_upstream = call(
+            _SumCurvature, *ctx.saved_tensors, *cotangents, ctx.where
         )
         return onto_a, onto_b, *(None,) * 8, onto_upstream, None
 
@@ -154,6 +162,10 @@ class _SumCurvature(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         pass
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        return loop(_SumCurvature, info.batch_size, dims, inputs)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -81,6 +81,7 @@ def open_pairs(
     expressions: str,
     mode: str,
     tile: int,
+    unit: bool,
 ) -> Pairs:
     """Gather the flat arguments of a sweep, and choose bound or running maximum.
 
@@ -93,6 +94,7 @@ def open_pairs(
         expressions: Mask expressions, joined by commas.
         mode: ``rows``, ``both`` or ``symmetric``.
         tile: Rows and columns of a tile.
+        unit: No row or column is longer than 1.
 
     Returns:
         The pairs.
@@ -102,7 +104,7 @@ def open_pairs(
         b, col_bias = a, row_bias
         keys = (*keys[:3], *keys[:3])
     masks = Masks(expressions, keys, (len(a), len(b)), tile, a.device)
-    bounded = _is_bounded(a, b, scale, row_bias, col_bias)
+    bounded = _is_bounded(a, b, scale, (row_bias, col_bias), unit)
     folded = len(scale) == 1
     return Pairs(a, b, scale, row_bias, col_bias, masks, mode, tile, bounded, folded)
 
@@ -113,14 +115,16 @@ def unfold(pairs: Pairs) -> Pairs:
 
 
 def _is_bounded(
-    a: Tensor, b: Tensor, scale: Tensor, row_bias: Tensor | None, col_bias: Tensor | None
+    a: Tensor, b: Tensor, scale: Tensor, biases: Sequence[Tensor | None], unit: bool
 ) -> bool:
     if a.device.type != "cpu":  # pragma: no cover - CUDA only: reading would wait for the device
         return False
-    longest = torch.linalg.vector_norm(a, dim=1).amax()
-    other = longest if b is a else torch.linalg.vector_norm(b, dim=1).amax()
-    most = float(scale.abs().amax() * longest * other)
-    for bias in (row_bias, col_bias):
+    most = float(scale.abs().amax())
+    if not unit:
+        longest = float(torch.linalg.vector_norm(a, dim=1).amax())
+        other = longest if b is a else float(torch.linalg.vector_norm(b, dim=1).amax())
+        most *= longest * other
+    for bias in biases:
         most += 0.0 if bias is None else float(bias.abs().amax())
     return most + math.log(max(len(a), len(b))) <= _SAFE_EXPONENT[a.dtype]
 

@@ -80,7 +80,7 @@ def clip_loss(
         4
     """
     options = read_options("clip_loss", common)
-    first, second = read_embeddings(options, x=x, y=y)
+    first, second = read_embeddings(options, x=x, y=y).unbind(0)
     check_several(options, "x", first)
     scale = read_scale(options, temperature, first)
     positive = (first * second).sum(1) * scale
@@ -122,7 +122,7 @@ def both_sums(
     """Log-sum-exp of rows, then of columns, shape (2n,), and the largest scores alike."""
     if options.group is None:
         lse, top = log_sums(x, y, scale, ("any",), both=True, peak=peak, engine=options.engine)
-        return lse[0], top.flatten()
+        return lse.flatten(), top.flatten()
     sides = []
     for rows, others in ((x, y), (y, x)):
         columns = others if options.ring else gather_with_grad(others, options.group)

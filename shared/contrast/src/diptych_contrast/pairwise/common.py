@@ -15,6 +15,7 @@ from diptych_contrast.dist import gather_no_grad, gather_sizes, gather_with_grad
 from diptych_contrast.errors import ContrastInputError, warn
 from diptych_contrast.inputs import check_finite
 from diptych_contrast.kernel import Backend, Engine, PairMask, check_engine
+from diptych_contrast.kernel.call import call
 from diptych_contrast.kernel.normalize import unit_rows
 
 TemperatureLike = float | Tensor | Callable[[], Tensor]
@@ -65,12 +66,12 @@ class Options:
     @property
     def engine(self) -> Engine:
         """How sweeps are run."""
-        return Engine(self.backend, self.tile, self.group, self.ring)
+        return Engine(self.backend, self.tile, self.group, self.ring, self.normalize)
 
 
 def local_engine(options: Options) -> Engine:
     """How sweeps over columns that every process holds by itself are run."""
-    return Engine(options.backend, options.tile)
+    return Engine(options.backend, options.tile, unit=options.normalize)
 
 
 _CHOICES = {"reduction": ("mean", "sum", "none"), "empty": ("skip", "zero", "error")}
@@ -118,7 +119,7 @@ def readable(x: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
-def read_embeddings(options: Options, **embeddings: Tensor) -> list[Tensor]:
+def read_embeddings(options: Options, **embeddings: Tensor) -> Tensor:
     """Check matrices that belong together and bring them to float32 or float64, unit rows.
 
     Args:
@@ -126,7 +127,7 @@ def read_embeddings(options: Options, **embeddings: Tensor) -> list[Tensor]:
         **embeddings: Matrices of shape (n, d) by argument name.
 
     Returns:
-        The matrices in the same order.
+        The matrices in the same order, stacked.
 
     Raises:
         ContrastInputError: Not matrices, integer, unlike shape, dtype or device, not finite.
@@ -149,8 +150,8 @@ def read_embeddings(options: Options, **embeddings: Tensor) -> list[Tensor]:
     dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
     prepared = [value.to(dtype) for value in embeddings.values()]
     if options.normalize:
-        stacked = unit_rows(torch.cat(prepared) if len(prepared) > 1 else prepared[0])
-        return list(stacked.view(len(prepared), *reference.shape).unbind(0))
+        rows = unit_rows(torch.cat(prepared) if len(prepared) > 1 else prepared[0])
+        return rows.view(len(prepared), *reference.shape)
     for name, value in zip(embeddings, prepared, strict=True):
         if readable(value) and len(value) and float(value.detach().norm(dim=1).amax()) > 100:
             warn(
@@ -159,7 +160,7 @@ def read_embeddings(options: Options, **embeddings: Tensor) -> list[Tensor]:
                 found="has rows longer than 100 and normalize is False",
                 fix="pass normalize=True, or scale the embeddings",
             )
-    return prepared
+    return torch.stack(prepared)
 
 
 def read_views(options: Options, argument: str, views: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -174,7 +175,7 @@ def read_views(options: Options, argument: str, views: Tensor | tuple[Tensor, ..
         Shape (v, n, d), float32 or float64.
     """
     if isinstance(views, Tensor) and views.dim() == 2:
-        return read_embeddings(options, **{argument: views})[0][None]
+        return read_embeddings(options, **{argument: views})
     if isinstance(views, Tensor) and views.dim() != 3:
         _check_matrix(options.function, argument, views)
     if len(views) == 0:
@@ -182,7 +183,7 @@ def read_views(options: Options, argument: str, views: Tensor | tuple[Tensor, ..
             options.function, argument=argument, found="has no views", fix="pass at least one"
         )
     named = {f"{argument}[{index}]": view for index, view in enumerate(views)}
-    return torch.stack(read_embeddings(options, **named))
+    return read_embeddings(options, **named)
 
 
 def _check_matrix(function: str, name: str, value: Tensor) -> None:
@@ -396,7 +397,7 @@ def sum_over(options: Options, x: Tensor) -> Tensor:
     """Sum a tensor over the processes of a call, with gradient."""
     if options.group is None:
         return x
-    total: Tensor = _AllReduce.apply(x, options.group)  # type: ignore[no-untyped-call]
+    total: Tensor = call(_AllReduce, x, options.group)
     return total
 
 
@@ -413,4 +414,4 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return _AllReduce.apply(upstream, ctx.group), None  # type: ignore[no-untyped-call]
+        return call(_AllReduce, upstream, ctx.group), None

@@ -109,7 +109,7 @@ def info_nce(
     options = read_options("info_nce", common)
     sources = (negatives,) if isinstance(negatives, str) else tuple(negatives)
     _check_sources(sources, queue, row_negatives, symmetric)
-    first, second = read_embeddings(options, q=q, k=k)
+    first, second = read_embeddings(options, q=q, k=k).unbind(0)
     scale = read_scale(options, temperature, first)
     positive = (first * second).sum(1) * scale
     parts: list[_Part] = []

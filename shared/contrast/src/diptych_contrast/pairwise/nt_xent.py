@@ -94,7 +94,8 @@ def nt_xent(
         7
     """
     options = read_options("nt_xent", common)
-    first, second = read_embeddings(options, z1=z1, z2=z2)
+    stacked = read_embeddings(options, z1=z1, z2=z2)
+    first, second = stacked.unbind(0)
     if len(first) < 2 and options.group is None:
         raise ContrastInputError(
             "nt_xent", argument="z1", found="has a single row", fix="pass at least two samples"
@@ -104,7 +105,7 @@ def nt_xent(
         ids = read_labels(options, "ids", ids, first, lowest=None)
     if labels is not None:
         labels = read_labels(options, "labels", labels, first, lowest=0)
-    z = torch.cat([first, second])
+    z = stacked.flatten(0, 1)
     positive = (first * second).sum(1) * scale
     lse, peak = _denominators(options, z, scale, ids, labels, len(first), return_info)
     valid: Tensor | None = None
@@ -146,12 +147,12 @@ def _denominators(
     mask = " & ".join(words) or "not_self"
     if options.group is None and not words:
         lse, top = log_sums(z, None, scale, (mask,), peak=peak, engine=options.engine)
-        return lse[0], top.flatten()
+        return lse.flatten(), top.flatten()
     sample = sample_ids(options, z) if ids is None else ids.repeat(2)
     label = None if labels is None else labels.repeat(2)
     columns, keys = meet_columns(options, z, Keys(sample, label=label))
     lse, top = log_sums(z, columns, scale, (mask,), keys=keys, peak=peak, engine=options.engine)
-    return lse[0], top.flatten()
+    return lse.flatten(), top.flatten()
 
 
 def _twice(first: Tensor, second: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def siglip(
         1.0064
     """
     options = read_options("siglip", common)
-    first, second = read_embeddings(options, x=x, y=y)
+    first, second = read_embeddings(options, x=x, y=y).unbind(0)
     scale = torch.as_tensor(log_scale, dtype=first.dtype, device=first.device).exp()
     offset = torch.as_tensor(bias, dtype=first.dtype, device=first.device)
     # log sigmoid(-S) = -softplus(S) and log sigmoid(S) = S - softplus(S): positives are linear.

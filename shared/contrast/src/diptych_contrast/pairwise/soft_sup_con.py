@@ -146,7 +146,7 @@ def _denominators(options: Options, z: Tensor, scale: Tensor, peak: bool) -> tup
         lse, top = log_sums(
             z, columns, scale, ("not_self",), keys=keys, peak=peak, engine=options.engine
         )
-    return lse[0], top.flatten()
+    return lse.flatten(), top.flatten()
 
 
 @torch.no_grad()

@@ -307,3 +307,26 @@ def test_identifying_fields_of_other_headers_are_found(tmp_path: Path) -> None:
     findings = check(config(), header)
     (phi,) = (one for one in findings if one.code == "header.phi")
     assert phi.found == "the header identifies people: patient, operator (not repeated here)"
+
+
+@pytest.mark.parametrize("name", ["a.edf", "a.vhdr", "a.set", "a_raw.fif", "a.npz"])
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.02, 0.5, 0.99])
+def test_a_file_cut_anywhere_is_findings_and_never_a_traceback(
+    tmp_path: Path, name: str, part: float
+) -> None:
+    path = tmp_path / name
+    path = save_trials(path) if path.suffix == ".npz" else write(simulated(12), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    assert check(config(), path).errors
+
+
+def test_damaged_bytes_in_a_header_are_findings_and_never_a_traceback(tmp_path: Path) -> None:
+    path = write(simulated(12), tmp_path / "a.edf")
+    content, draw = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(20):
+        damaged = bytearray(content)
+        for place in draw.integers(0, 2000, 20):
+            damaged[place] = draw.integers(0, 256)
+        path.write_bytes(damaged)
+        assert isinstance(check(config(), path), Findings)

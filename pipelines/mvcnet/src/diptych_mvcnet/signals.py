@@ -223,7 +223,10 @@ def _rank(signal: _Signal, flat: np.ndarray) -> list[Finding]:
     x = signal.x[~flat]
     if len(x) < 2:
         return []
-    eigenvalues = np.linalg.eigvalsh(np.cov(x))
+    covariance = np.cov(x)
+    if not np.isfinite(covariance).all():  # damaged samples so large that their squares overflow
+        return []
+    eigenvalues = np.linalg.eigvalsh(covariance)
     rank = int((eigenvalues > NULL_SPACE * eigenvalues[-1]).sum())
     if rank == len(x):
         return []

@@ -149,6 +149,23 @@ class Meta(Plain):
         return {"loss": loss}
 
 
+@dataclass
+class Coupled(Plain):
+    """A loss over the whole global batch beside one over single items."""
+
+    def train_step(self, batch: dict[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
+        from diptych_contrast import nt_xent
+
+        net = self.modules["net"]
+        contrast = nt_xent(net(batch["x"]), net(batch["x"].flip(1)), group=ctx.group)
+        entropy = F.cross_entropy(net(batch["x"]), batch["y"])
+        ctx.backward(contrast + ctx.weight * entropy, weighted=True)
+        ctx.step("main")
+        if self.hook:
+            self.hook(self, ctx)
+        return {"loss": entropy}
+
+
 class Average(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -165,7 +182,7 @@ def network(kind: str) -> nn.Module:
 
 
 def task(kind: str, seed: int = 1, **fields: Any) -> Plain:
-    """kind = plain | adversarial | meta, with "-exact" for float64 without batch statistics."""
+    """plain, adversarial, meta or coupled; "-exact" is float64 without batch statistics."""
     word, _, form = kind.partition("-")
     with isolated_globals():
         seed_globals(seed, "train", 0)
@@ -175,7 +192,7 @@ def task(kind: str, seed: int = 1, **fields: Any) -> Plain:
             return Adversarial({"net": net, "judge": judge}, **fields)
         if word == "meta":
             return Meta({"net": net, "average": Average(net)}, **fields)
-        return Plain({"net": net}, **fields)
+        return {"plain": Plain, "coupled": Coupled}[word]({"net": net}, **fields)
 
 
 def settings(seed: int = 1, **changes: Any) -> Settings:

@@ -78,7 +78,7 @@ def test_the_first_process_is_known_before_the_launch(variables, first, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain-exact", "adversarial-exact"])
+@pytest.mark.parametrize("kind", ["plain-exact", "adversarial-exact", "coupled-exact"])
 def test_two_processes_train_on_the_same_global_batches_as_one(kind, tmp_path):
     """The program itself asserts equal parameters on both processes after each step."""
     run_program(tmp_path / "one", kind)

@@ -80,7 +80,7 @@ def test_wandb_continues_the_run_it_began(tmp_path, monkeypatch):
 
 def test_mlflow_continues_the_run_it_began(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     mlflow.set_tracking_uri(None)
     log_all(open_trackers(("mlflow",), tmp_path, "fold-1", 0), (1, 5, {"train/a": 1.0}))
     again = (2, 10, {"train/a": 2.0, "b": math.nan})

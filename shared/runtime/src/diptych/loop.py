@@ -236,7 +236,7 @@ class _Fitting:
         state, settings, machinery = self.state, self.settings, self.machinery
         counts = [len(source.items(index)) for index in indices]
         total = sum(len(source.batches[index]) for index in indices)
-        group = Group(own=sum(counts), total=total)
+        group = Group(total)
         logged: list[tuple[str, Any, int]] = []
         machinery.clear_gradients()
         for index, items in zip(indices, counts, strict=True):
@@ -249,6 +249,7 @@ class _Fitting:
                 step_index=state.step,
                 progress=done,
                 items=items,
+                batch_items=len(source.batches[index]),
                 first=index == indices[0],
                 last=index == indices[-1],
             )

@@ -142,11 +142,9 @@ class Group:
     """Batches that share one optimizer step.
 
     Args:
-        own: Items of this process in all of its batches.
-        total: Items of all processes.
+        total: Items of all its batches, on all processes.
     """
 
-    own: int
     total: int
     losses: list[Tensor] = field(default_factory=list)
     scaled: set[str] = field(default_factory=set)  # optimizers that the scaler has served
@@ -166,6 +164,8 @@ class StepContext:
         progress: How much of the fit is done, from 0 to 1.
         group: For the ``group=`` of losses; None with a single process.
         device: Where the batch and the modules are.
+        weight: Turns a mean over this process's items of the batch into this process's share of
+            the mean over all items: 1 but for batches that do not divide evenly.
     """
 
     def __init__(
@@ -177,6 +177,7 @@ class StepContext:
         step_index: int,
         progress: float,
         items: int,
+        batch_items: int,
         first: bool,
         last: bool,
     ) -> None:
@@ -187,22 +188,24 @@ class StepContext:
         self.device = machinery.fabric.device
         self.logged: list[tuple[str, Tensor | float]] = []
         self._machinery, self._shared, self._draw = machinery, shared, draw
-        self._weight = items * machinery.fabric.world_size / shared.total
+        self.weight = items * machinery.fabric.world_size / batch_items
+        self._part = batch_items / shared.total
         self._first, self._last = first, last
 
-    def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
+    def backward(self, loss: Tensor, retain_graph: bool = False, *, weighted: bool = False) -> None:
         """Add a loss's gradients.
 
-        The loss is a mean over this process's items of the batch; it is weighted so that the mean
-        over processes and accumulated batches is the mean over all items.
-
         Args:
-            loss: A scalar.
+            loss: A scalar, the mean over this process's items of the batch. It is multiplied by
+                ``weight``, so that the mean over processes is the mean over all items.
             retain_graph: Whether another backward pass follows through the same graph.
+            weighted: Whether the loss has that weight already, as losses with ``group=`` have;
+                in a sum with them, multiply the other terms by ``weight``.
         """
         self._shared.losses.append(loss.detach())
-        if self._weight != 1.0:
-            loss = loss * self._weight
+        factor = self._part if weighted else self._part * self.weight
+        if factor != 1.0:
+            loss = loss * factor
         if self._machinery.scaler is not None:
             loss = self._machinery.scaler.scale(loss)
         torch.autograd.backward(loss, retain_graph=retain_graph)

@@ -60,8 +60,7 @@ def test_the_calibration_shows_the_accuracy_of_each_confidence() -> None:
     }
     figure = _calibration(payload).figure
     shown = figure.axes[0].containers[0].lines[0]
-    np.testing.assert_allclose(shown.get_xdata(), [0.6, 0.9])
-    np.testing.assert_allclose(shown.get_ydata(), [0.6, 0.9])
+    np.testing.assert_allclose(np.asarray(shown.get_xydata(), float), [[0.6, 0.6], [0.9, 0.9]])
 
 
 def test_a_kernel_of_12_hertz_passes_12_hertz() -> None:

@@ -96,7 +96,9 @@ class MVCNetClassifier(ClassifierMixin, BaseEstimator):
             seed_globals(self.seed, fit.stage, 0, 0)
             self.modules_ = modules(self.config_, prepared.facts, fit)
         task = build(self.config_, prepared, fit, self.modules_, {})
-        settings = loop.Settings(self.config_.train, self.config_.run, self.seed)
+        # There is no validation part: the weights after the last epoch are kept.
+        section = self.config_.train.model_copy(update={"metric": None, "patience": None})
+        settings = loop.Settings(section, self.config_.run, self.seed)
         loop.fit(cast("Task", task), settings)
         self.references_ = task.artifacts()["alignment"]
         return self
@@ -120,7 +122,8 @@ class MVCNetClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Float[np.ndarray, "n c t"]) -> np.ndarray:
         """The most probable class of each trial."""
-        chosen: np.ndarray = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        best = self.predict_proba(X).argmax(axis=1)
+        chosen: np.ndarray = self.classes_[best]
         return chosen
 
     def _config(self, *, strangers: bool) -> MVCNetConfig:

@@ -57,7 +57,6 @@ def plan(config: MVCNetConfig, prepared: Prepared) -> list[Fit]:
             fit,
             name=f"{fit.name}/{INNER_STAGE}",
             stage=INNER_STAGE,
-            overrides={} if config.train.metric else {"train.metric": "nll"},
             split=inner_validation(prepared.index, fit.split.train),
         )
         for fit in fits

@@ -444,6 +444,15 @@ def test_a_resumed_fit_notes_what_changed(tmp_path, capsys):
     assert "resumed with threads 2 instead of 1" in (tmp_path / "log.txt").read_text()
 
 
+def test_a_damaged_best_checkpoint_is_named_and_the_fit_goes_on(tmp_path, capsys):
+    with pytest.raises(InterruptedRun):
+        trained("plain", tmp_path, hook=interrupt_at(13))  # the best was after epoch 1
+    (tmp_path / "checkpoints/step-00000005/model.safetensors").write_bytes(b"")
+    _, result = trained("plain", tmp_path)
+    assert "best checkpoint step-00000005 is damaged" in capsys.readouterr().err
+    assert result.best_epoch == 3
+
+
 def test_another_task_cannot_take_over_a_checkpoint(tmp_path):
     with pytest.raises(InterruptedRun):
         trained("plain", tmp_path, hook=interrupt_at(3))

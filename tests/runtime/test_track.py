@@ -81,6 +81,7 @@ def test_wandb_continues_the_run_it_began(tmp_path, monkeypatch):
 def test_mlflow_continues_the_run_it_began(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(None)
     log_all(open_trackers(("mlflow",), tmp_path, "fold-1", 0), (1, 5, {"train/a": 1.0}))
     again = (2, 10, {"train/a": 2.0, "b": math.nan})
@@ -91,6 +92,23 @@ def test_mlflow_continues_the_run_it_began(tmp_path, monkeypatch):
     assert run.info.run_name == "fold-1"
     history = client.get_metric_history(run.info.run_id, "train/a")
     assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_service_that_fails_is_named_at_the_start_and_forgiven_on_the_way(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("no route")
+
+    module = ModuleType("wandb")
+    module.util = SimpleNamespace(generate_id=lambda: "id")
+    module.init = lambda **_: SimpleNamespace(log=fail, finish=list)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    trackers = open_trackers(("wandb",), tmp_path, "final", 0)
+    with pytest.warns(UserWarning, match=r"wandb: epoch 1 is in metrics\.csv alone: no route"):
+        log_all(trackers, (1, 5, {"a": 1.0}))
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,step,a\n1,5,1.0\n"
+    module.init = fail
+    with pytest.raises(UsageError, match="wandb cannot be started: no route"):
+        open_trackers(("wandb",), tmp_path, "final", 1)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])

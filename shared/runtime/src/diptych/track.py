@@ -6,6 +6,7 @@ import csv
 import importlib
 import io
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +44,36 @@ def open_trackers(names: Sequence[str], folder: Path, label: str, epoch: int) ->
         One tracker a name.
 
     Raises:
-        UsageError: A package is not installed.
+        UsageError: A package is not installed, or its service cannot be started.
     """
     openers = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
     others = [name for name in dict.fromkeys(names) if name != "csv"]
     modules = {name: _imported(name) for name in others}
     trackers = [_csv(folder / "metrics.csv", epoch)]
-    return trackers + [openers[name](modules[name], folder, label, epoch) for name in others]
+    for name in others:
+        try:
+            opened = openers[name](modules[name], folder, label, epoch)
+        except Exception as error:
+            raise UsageError(
+                f"run.track: {name} cannot be started: {error}: see its own settings, or take it "
+                "out of run.track"
+            ) from error
+        trackers.append(_tolerant(opened, name))
+    return trackers
+
+
+def _tolerant(tracker: Tracker, name: str) -> Tracker:
+    """A service that fails on the way must not end a training: the table has all values."""
+
+    def log(epoch: int, step: int, values: Values) -> None:
+        try:
+            tracker.log(epoch, step, values)
+        except Exception as error:
+            warnings.warn(
+                f"run.track: {name}: epoch {epoch} is in metrics.csv alone: {error}", stacklevel=2
+            )
+
+    return Tracker(log, tracker.close)
 
 
 def _csv(path: Path, epoch: int) -> Tracker:

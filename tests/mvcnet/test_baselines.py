@@ -1,8 +1,15 @@
+from dataclasses import dataclass
+
 import numpy as np
+import polars as pl
 import pytest
 from pyriemann.estimation import Covariances
+from tests.mvcnet.files import real_data
 
+from diptych.config import load
+from diptych.contract import Fit
 from diptych.errors import UsageError
+from diptych.prepared import Prepared
 from diptych_mvcnet.align import apply_alignment, fit_alignment
 from diptych_mvcnet.baselines import (
     band_pass,
@@ -13,6 +20,10 @@ from diptych_mvcnet.baselines import (
     restore,
     state_of,
 )
+from diptych_mvcnet.config import MVCNetConfig
+from diptych_mvcnet.evaluate import evaluate_baseline
+from diptych_mvcnet.plan import splits_of
+from diptych_mvcnet.prepare import prepare
 
 NAMES = ("majority", "logvar_lda", "csp_lda", "fbcsp_lda", "tangent_lr", "mdm", "fgmdm")
 CLASSES = ("left_hand", "right_hand")
@@ -77,3 +88,71 @@ def test_a_class_that_training_never_saw_gets_probability_zero() -> None:
         "tangent_lr", x, y, sfreq=100.0, ch_names=["C3", "Cz", "C4", "Pz"], classes=CLASSES
     )
     assert (probabilities(fitted, x, 3)[:, 2] == 0).all()
+
+
+@dataclass(frozen=True)
+class Fits:
+    fits: list[Fit]
+    final: str = "final"
+
+    def artifacts(self, name: str) -> dict[str, object]:
+        return {}
+
+
+def published() -> dict[str, list[list[float]]]:
+    """Reference accuracies of the shipped recordings, by subject, column and mode."""
+    readme = (real_data() / "README.md").read_text()
+    rows = [line.strip("| \n").split("|") for line in readme.splitlines() if "| S0" in line]
+    return {
+        row[0].strip(): [[float(one) for one in cell.split("/")] for cell in row[1:]]
+        for row in rows
+        if len(row) == 9
+    }
+
+
+def accuracies(prepared: Prepared, name: str, kind: str, sets: list[str], fold: int = 0):
+    config = load(MVCNetConfig, sets=[f"split.kind={kind}", *sets])
+    splits = splits_of(config, prepared.index)
+    fits = [Fit(f"{n}", s, 1) for n, s in enumerate(splits) if fold in (0, s.fold)]
+    rows = evaluate_baseline(name, config, prepared, Fits(fits)).rows
+    rows = rows.filter(pl.col("metric") == "accuracy")
+    found: dict[str, dict[str, float]] = {}
+    for condition, subject, value in rows.select("condition", "subject", "value").rows():
+        found.setdefault(condition, {})[subject] = value
+    return found
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    sets = ["data.pattern=S{subject:03d}R{run:02d}.edf", "data.resample_hz=null"]
+    config = load(MVCNetConfig, sets=sets)
+    return prepare(config, real_data() / "eegmmidb", tmp_path_factory.mktemp("eeg") / "prepared")
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize(("place", "name"), [(0, "csp_lda"), (1, "tangent_lr")])
+def test_real_recordings_give_the_reference_accuracies(
+    shipped: Prepared, place: int, name: str
+) -> None:
+    plain = ["align.test=none", "align.train=false"]
+    bare = ["align.shrinkage=0", "align.online_prior=0"]
+    block = accuracies(shipped, name, "loso", [*bare, "align.test=block"])
+    found = {
+        (place, 0): (accuracies(shipped, name, "within_cv", plain)[""], 45),
+        (2 + place, 0): (accuracies(shipped, name, "co", plain)[""], 9),
+        (4 + place, 0): (accuracies(shipped, name, "cross_run", plain, fold=3)[""], 15),
+        (6 + place, 0): (block["no alignment"], 45),
+        (6 + place, 1): (block[""], 45),
+        (6 + place, 2): (
+            accuracies(shipped, name, "loso", [*bare, "align.test=online"])[""],
+            45,
+        ),
+    }
+    expected = published()
+    subjects = shipped.index["subject"].unique(maintain_order=True).to_list()
+    for (column, mode), (measured, trials) in found.items():
+        wanted = [expected[own][column][mode] for own in sorted(expected)]
+        got = [measured[subject] for subject in subjects]
+        assert np.abs(np.subtract(got, wanted)).max() <= 1.01 / trials
+        assert abs(np.mean(got) - np.mean(wanted)) <= 0.01

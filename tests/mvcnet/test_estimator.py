@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,9 +7,14 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_score
+from tests.mvcnet.files import real_data
 
+from diptych.config import load
 from diptych_mvcnet import MVCNetClassifier
-from diptych_mvcnet.baselines import band_pass
+from diptych_mvcnet.baselines import band_pass, fit_baseline
+from diptych_mvcnet.config import MVCNetConfig
+from diptych_mvcnet.plan import splits_of
+from diptych_mvcnet.prepare import prepare
 from diptych_mvcnet.sample import CHANNELS, generate_sample
 
 SMALL = {"train.epochs": 4, "model.cnn.filters": 8, "model.transformer.embed_dim": 16}
@@ -99,3 +105,47 @@ def test_bad_input_is_named(trials: tuple[np.ndarray, ...]) -> None:
         classifier().fit(broken, y[:8])
     with pytest.raises(ValueError, match="at least two classes"):
         classifier().fit(x[:4], np.array(["left_hand"] * 4))
+
+
+def shuffled_accuracy(x: np.ndarray, y: np.ndarray, seed: int, **changes: object) -> float:
+    """Accuracy on the last fifth after training on shuffled labels of the rest."""
+    cut = len(y) * 4 // 5
+    labels = np.random.default_rng(seed).permutation(y[:cut])
+    many = classifier(**changes).set_params(seed=seed)
+    return float((many.fit(x[:cut], labels).predict(x[cut:]) == y[cut:]).mean())
+
+
+def test_shuffled_training_labels_teach_nothing(trials: tuple[np.ndarray, ...]) -> None:
+    x, y, subject = trials
+    found = [shuffled_accuracy(x[subject == 1], y[subject == 1], seed) for seed in range(10)]
+    assert 0.2 < np.mean(found) < 0.8
+    assert np.std(found) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_shuffled_training_labels_of_a_real_subject_give_chance_for_every_model(
+    tmp_path: Path,
+) -> None:
+    sets = ["data.pattern=S{subject:03d}R{run:02d}.edf", "data.exclude=[S00[1-6]*, S01*, S02*]"]
+    config = load(MVCNetConfig, sets=sets)
+    prepared = prepare(config, real_data() / "eegmmidb", tmp_path / "prepared")
+    x, y = np.array(prepared.array("epochs")), prepared.index["y"].to_numpy()
+    names, classes = prepared.facts["ch_names"], prepared.facts["classes"]
+    splits = splits_of(config, prepared.index)
+    right: dict[str, list[float]] = {}
+    for seed in range(5):
+        for split in splits:
+            train, test = list(split.train), list(split.test)
+            labels = np.random.default_rng((seed, split.fold)).permutation(y[train])
+            net = MVCNetClassifier(100.0, names, overrides={"train.epochs": 30}, seed=seed)
+            decided = {"mvcnet": net.fit(x[train], labels).predict(x[test])}
+            for name in ("logvar_lda", "csp_lda", "tangent_lr", "mdm", "fgmdm"):
+                fitted = fit_baseline(
+                    name, x[train], labels, sfreq=100.0, ch_names=names, classes=classes
+                )
+                decided[name] = fitted.predict(x[test].astype(float))
+            for name, found in decided.items():
+                right.setdefault(name, []).extend(found == y[test])
+    for name, found in right.items():
+        assert 0.42 <= np.mean(found) <= 0.58, name

@@ -9,6 +9,7 @@ from diptych_mvcnet.model import (
     IFNetBranch,
     MVCNet,
     TransformerBranch,
+    depthwise_in_blocks,
     forward_views,
     kernel_samples,
     odd,
@@ -152,6 +153,22 @@ def test_lengths_follow_the_sampling_rate(sfreq, kernel, pool):
 @pytest.mark.parametrize(("number", "expected"), [(63, 63), (62, 63), (40.32, 41), (0.2, 1)])
 def test_odd_is_the_next_odd_number_upward(number, expected):
     assert odd(number) == expected
+
+
+@pytest.mark.parametrize(("n_times", "kernel"), [(1001, 63), (300, 25), (20, 63), (7, 1)])
+def test_convolution_in_blocks_is_convolution(n_times, kernel):
+    x = noise(3, 4, n_times).requires_grad_()
+    weight = noise(4, 1, kernel, seed=1).requires_grad_()
+    ours = depthwise_in_blocks(x, weight)
+    plain = torch.nn.functional.conv1d(x, weight, padding=kernel // 2, groups=4)
+    assert ours.allclose(plain, atol=1e-4)
+    cotangent = noise(3, 4, n_times, seed=2)
+    for one, other in zip(
+        torch.autograd.grad(ours, (x, weight), cotangent),
+        torch.autograd.grad(plain, (x, weight), cotangent),
+        strict=True,
+    ):
+        assert one.allclose(other, rtol=1e-4, atol=1e-3)
 
 
 def test_one_channel_and_the_shortest_epoch_work():

@@ -274,21 +274,24 @@ def decoding_sides() -> dict[str, Callable[[], Any]]:
 
 def measure(rounds: int, threads: int) -> Iterator[dict[str, Any]]:
     """The lines of the table, one after the other."""
+    goals = {"cmc": 50.0, "official": 1.5, "fast": 5.0}
+    # first, because a child may inherit the peak of the process that starts it
+    peaks = {
+        what: {side: peak_megabytes(f"{what}/{side}", threads) for side in ("port", "ours")}
+        for what in goals
+    }
     steps = {}
-    for what, goal in (("cmc", 50.0), ("official", 1.5), ("fast", 5.0)):
+    for what, goal in goals.items():
         if what != "cmc":
             assert_equal_losses(what)
-        sides = {side: side_of(f"{what}/{side}") for side in ("port", "ours")}
-        taken = in_turn(sides, rounds)
+        taken = in_turn({side: side_of(f"{what}/{side}") for side in ("port", "ours")}, rounds)
         steps[what] = taken["ours"]
-        del sides
-        peak = {side: peak_megabytes(f"{what}/{side}", threads) for side in taken}
         yield {
             "what": f"{what} step" if what != "cmc" else "CMC, B 64, D 512",
             "seconds": taken,
             "ratio": taken["port"] / taken["ours"],
             "goal": goal,
-            "peak_mb": peak,
+            "peak_mb": peaks[what],
         }
     taken = in_turn(decoding_sides(), rounds)
     ratio = taken["both branches"] / taken["decoder"]

@@ -102,6 +102,35 @@ class BandSplit(nn.Module):
         return split.reshape(batch, -1, n_times)
 
 
+def depthwise_in_blocks(
+    x: Float[Tensor, "B F T"], weight: Float[Tensor, "F 1 k"]
+) -> Float[Tensor, "B F T"]:
+    """Depth-wise convolution as products of blocks of time with banded matrices.
+
+    Equal to ``conv1d(x, weight, padding=k // 2, groups=F)``; on CPUs, where the gradient of that
+    is slow, it halves the time of a training step's convolutions.
+
+    Args:
+        x: Signals.
+        weight: One kernel of odd length k a channel.
+
+    Returns:
+        Filtered signals of the same length.
+    """
+    n_batch, n_filters, n_times = x.shape
+    kernel = weight.shape[-1]
+    block = 2 * kernel
+    n_blocks = -(-n_times // block)
+    half = kernel // 2
+    padded = F.pad(x, (half, half + n_blocks * block - n_times))
+    pieces = padded.unfold(2, block + kernel - 1, block).transpose(0, 1)
+    lag = torch.arange(block + kernel - 1)[:, None] - torch.arange(block)
+    band = (lag >= 0) & (lag < kernel)
+    banded = torch.where(band, weight[:, 0][:, lag.clamp(0, kernel - 1)], 0.0)
+    blocks = torch.bmm(pieces.reshape(n_filters, n_batch * n_blocks, -1), banded)
+    return blocks.reshape(n_filters, n_batch, -1)[..., :n_times].transpose(0, 1)
+
+
 class IFNetBranch(nn.Module):
     """The convolutional branch: spatial filters, temporal filters, average pooling.
 
@@ -157,17 +186,27 @@ class IFNetBranch(nn.Module):
 
     def forward(self, x: Float[Tensor, "VB bandsC T"], views: int = 1) -> Float[Tensor, "VB D"]:
         """Features of ``views`` stacked views of a batch."""
-        h = self.spatial_norm(self.spatial(x), views)
-        h = sum(
-            norm(conv(band), views)
-            for conv, norm, band in zip(
-                self.temporal, self.temporal_norm, h.chunk(self.bands, dim=1), strict=True
-            )
-        )
+        n_batch, n_times = len(x), x.shape[-1]
+        # a matrix product: with its gradient three times as fast as a convolution on CPUs
+        weight = self.spatial.weight.reshape(self.bands, -1, self.spatial.weight.shape[1])
+        h = torch.matmul(weight, x.reshape(n_batch, self.bands, -1, n_times)).flatten(1, 2)
+        parts = self.spatial_norm(h, views).chunk(self.bands, dim=1)
+        summed = [
+            norm(self._filter(part, conv), views)
+            for part, conv, norm in zip(parts, self.temporal, self.temporal_norm, strict=True)
+        ]
+        h = torch.stack(summed).sum(0) if self.bands > 1 else summed[0]
         h = F.gelu(h)
         h = F.avg_pool1d(h, self.pool)  # the last samples that fill no pool are dropped
         features: Tensor = self.dropout(h).flatten(1)
         return features
+
+    def _filter(self, x: Float[Tensor, "B F T"], conv: nn.Module) -> Float[Tensor, "B F T"]:
+        if self.training and x.device.type == "cpu":
+            weight: Tensor = conv.weight  # type: ignore[assignment]
+            return depthwise_in_blocks(x, weight)
+        filtered: Tensor = conv(x)
+        return filtered
 
 
 class Projector(nn.Module):

@@ -21,6 +21,7 @@ REFUSED = [
     ),
     (lambda: dc.nt_xent(Z, Z[:, :3]), "z2", "has shape", "number of dimensions"),
     (lambda: dc.nt_xent(Z[0], Z[0]), "z1", "has shape", "samples, dimensions"),
+    (lambda: dc.sup_con(Z[:0], LABELS[:0]), "z", "has shape", "at least one of each"),
     (lambda: dc.nt_xent(Z.long(), Z.long()), "z1", "has dtype torch.int64", "floating-point"),
     (lambda: dc.nt_xent(Z[:1], Z[:1]), "z1", "single row", "at least two"),
     (lambda: dc.info_nce(Z[:1], Z[:1]), "q", "single row", "at least two"),

@@ -126,7 +126,7 @@ def _is_bounded(
         most *= longest * other
     for bias in biases:
         most += 0.0 if bias is None else float(bias.abs().amax())
-    return most + math.log(max(len(a), len(b))) <= _SAFE_EXPONENT[a.dtype]
+    return most + math.log(max(len(a), len(b), 1)) <= _SAFE_EXPONENT[a.dtype]
 
 
 def default_tile(rows: int = 0, columns: int = 0, itemsize: int = 4) -> int:

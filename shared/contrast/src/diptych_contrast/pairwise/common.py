@@ -187,12 +187,12 @@ def read_views(options: Options, argument: str, views: Tensor | tuple[Tensor, ..
 
 
 def _check_matrix(function: str, name: str, value: Tensor) -> None:
-    if value.dim() != 2:
+    if value.dim() != 2 or 0 in value.shape:
         raise ContrastInputError(
             function,
             argument=name,
             found=f"has shape {tuple(value.shape)}",
-            fix="pass embeddings of shape (samples, dimensions)",
+            fix="pass embeddings of shape (samples, dimensions), at least one of each",
         )
     if not value.is_floating_point():
         raise ContrastInputError(

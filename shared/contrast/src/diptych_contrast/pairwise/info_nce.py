@@ -215,7 +215,8 @@ def _queue(
         )
     check_device("info_nce", "queue", columns, "q", q)
     columns = columns.detach().to(q.dtype)
-    columns = unit_rows(columns) if options.normalize else columns
+    if options.normalize and not _are_unit(columns):
+        columns = unit_rows(columns)
     if not len(columns):
         nothing = q.new_full((len(q),), -torch.inf)
         return _Part(nothing, nothing, moments_of(q[:0]))
@@ -223,6 +224,14 @@ def _queue(
         q, columns, scale, (mask,), keys=keys, peak=info, engine=local_engine(options)
     )
     return _Part(lse[0], peak.flatten(), moments_between(q, columns) if info else None)
+
+
+def _are_unit(columns: Tensor) -> bool:
+    """Spare a large queue the copy where it holds unit rows already."""
+    if not readable(columns) or not len(columns):
+        return False
+    lengths = torch.linalg.vector_norm(columns, dim=1)
+    return float((lengths - 1.0).abs_().amax()) <= 4 * torch.finfo(columns.dtype).eps
 
 
 def _rows(options: Options, q: Tensor, row_negatives: Tensor, scale: Tensor, info: bool) -> _Part:

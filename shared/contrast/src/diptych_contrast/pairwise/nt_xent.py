@@ -107,7 +107,7 @@ def nt_xent(
         labels = read_labels(options, "labels", labels, first, lowest=0)
     z = stacked.flatten(0, 1)
     positive = (first * second).sum(1) * scale
-    lse, peak = _denominators(options, z, scale, ids, labels, len(first), return_info)
+    lse, peak = _denominators(options, z, scale, ids, labels, return_info)
     valid: Tensor | None = None
     if ids is not None or labels is not None:
         negatives, valid = lse, lse > -torch.inf
@@ -123,7 +123,7 @@ def nt_xent(
     info = pair_info(
         rows=len(z),
         valid=valid,
-        zero_rows=(torch.cat([z1, z2]) == 0).all(1).sum(),
+        zero_rows=(z == 0).all(1).sum(),
         positives=moments_of(_twice(first, second)),
         negatives=_negatives(z, first, second, ids, labels),
         negative_lse=negatives.detach(),
@@ -140,7 +140,6 @@ def _denominators(
     scale: Tensor,
     ids: Tensor | None,
     labels: Tensor | None,
-    n: int,
     peak: bool,
 ) -> tuple[Tensor, Tensor]:
     words = [f"~same_{word}" for word, key in (("id", ids), ("label", labels)) if key is not None]

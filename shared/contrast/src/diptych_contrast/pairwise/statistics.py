@@ -49,9 +49,12 @@ def moments_of(scores: Tensor) -> Moments:
 @torch.no_grad()
 def moments_between(x: Tensor, y: Tensor) -> Moments:
     """Moments of all products of rows of x (n, d) and y (m, d), in O((n + m) d^2)."""
-    x, y = x.double(), y.double()
+    left = x.double()
+    right = left if y is x else y.double()
+    spread = left.t() @ left
+    other = spread if y is x else right.t() @ right
     return Moments(
-        x.new_tensor(len(x) * len(y)), x.sum(0) @ y.sum(0), ((x.t() @ x) * (y.t() @ y)).sum()
+        left.new_tensor(len(x) * len(y)), left.sum(0) @ right.sum(0), (spread * other).sum()
     )
 
 

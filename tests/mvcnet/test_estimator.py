@@ -117,7 +117,7 @@ def shuffled_accuracy(x: np.ndarray, y: np.ndarray, seed: int, **changes: object
 
 def test_shuffled_training_labels_teach_nothing(trials: tuple[np.ndarray, ...]) -> None:
     x, y, subject = trials
-    found = [shuffled_accuracy(x[subject == 1], y[subject == 1], seed) for seed in range(10)]
+    found = [shuffled_accuracy(x[subject == 1], y[subject == 1], seed) for seed in range(5)]
     assert 0.2 < np.mean(found) < 0.8
     assert np.std(found) > 0
 
@@ -127,7 +127,10 @@ def test_shuffled_training_labels_teach_nothing(trials: tuple[np.ndarray, ...]) 
 def test_shuffled_training_labels_of_a_real_subject_give_chance_for_every_model(
     tmp_path: Path,
 ) -> None:
-    sets = ["data.pattern=S{subject:03d}R{run:02d}.edf", "data.exclude=[S00[1-6]*, S01*, S02*]"]
+    sets = [
+        "data.pattern=S{subject:03d}R{run:02d}.edf",
+        "data.exclude=['S00[1-6]*', 'S01*', 'S02*']",
+    ]
     config = load(MVCNetConfig, sets=sets)
     prepared = prepare(config, real_data() / "eegmmidb", tmp_path / "prepared")
     x, y = np.array(prepared.array("epochs")), prepared.index["y"].to_numpy()

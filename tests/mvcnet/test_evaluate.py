@@ -216,7 +216,7 @@ def test_a_run_names_every_fit_and_within_subject_adds_final_models() -> None:
     names = [fit.name for fit in plan(config, prepared)]
     assert len(names) == len(set(names))
     assert {"seed-3/S-0/fold-1", "seed-4/S-1/fold-2", "seed-3/S-0/fold-1/ifnet"} <= set(names)
-    assert {"final", "final-S-0", "final-S-1", "final/ifnet"} <= set(names)
+    assert {"final", "final-S-0", "final-S-1"} <= set(names)
     finals = [fit for fit in plan(config, prepared) if fit.name.startswith("final")]
     assert all(not fit.split.test and fit.seed == 3 for fit in finals)
 

@@ -174,6 +174,11 @@ def _notes(config: MVCNetConfig, prepared: Prepared, fits: Sequence[Fit]) -> lis
         notes.append(
             "Transductive: the alignment of a test session saw all of its trials (no labels)."
         )
+    if config.align.train and mode == "none":
+        notes.append(
+            "Training trials were aligned and test trials were not: with align.test=none set "
+            "align.train=false too."
+        )
     if not config.evaluate.baselines:
         notes.append("Unanchored: no baseline was scored on the same splits.")
     rows = [row for fit in fits for row in fit.split.test]

@@ -44,11 +44,11 @@ def plan(config: MVCNetConfig, prepared: Prepared) -> list[Fit]:
     ]
     networks = [name for name in config.evaluate.baselines if name not in CLOSED_FORM_BASELINES]
     fits = scored + finals
-    compared = [fit for fit in fits if not fit.name.startswith("final-")]
     fits += [
         replace(fit, name=f"{fit.name}/{method.replace(':', '-')}", method=method)
         for method in networks
-        for fit in compared
+        for fit in fits
+        if fit.split.test
     ]
     if not config.train.inner_validation:
         return fits

@@ -449,3 +449,13 @@ def test_importing_costs_little_beyond_torch_and_needs_no_extras():
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert float(out[0]) < 0.4
     assert out[1] == "[]"
+
+
+def test_fused_sweeps_with_a_running_maximum_equal_the_dense_form():
+    a, b, *_ = inputs(False, False)
+    fixed = b.detach()
+    results = []
+    for backend in ("tiled", "dense"):
+        out = dc.pair_lse(a, fixed, 900.0, ("any",), tile=3, backend=backend)
+        results.append((out, torch.autograd.grad(out.square().sum(), a)[0]))
+    torch.testing.assert_close(results[0], results[1])

@@ -1,6 +1,7 @@
 """What is refused, what is warned about, what a loss tells, and the table of losses."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -247,3 +248,9 @@ def test_the_command_line_lists_and_explains(capsys):
 def test_every_public_name_is_there():
     assert all(hasattr(dc, name) for name in dc.__all__)
     assert dc.__all__ == sorted(dc.__all__)
+
+
+def test_an_input_error_survives_the_way_to_another_process():
+    error = dc.ContrastInputError("nt_xent", argument="z1", found="is empty", fix="pass rows")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.argument, copy.fix) == (str(error), "z1", "pass rows")

@@ -9,6 +9,7 @@ from diptych_mvcnet.model import (
     IFNetBranch,
     MVCNet,
     TransformerBranch,
+    ViewBatchNorm,
     depthwise_in_blocks,
     forward_views,
     kernel_samples,
@@ -98,6 +99,19 @@ def test_statistics_of_all_views_together_would_be_something_else():
     views = [noise(6, 5, 120), 10 * noise(6, 5, 120, seed=1)]
     grouped = forward_views(net, views)[0].logits
     assert not net(torch.cat(views)).logits[:6].allclose(grouped, atol=1e-3)
+
+
+@pytest.mark.parametrize("updates", [1, 5, 200])
+def test_decoding_after_few_steps_sees_the_data_and_not_the_start_of_the_statistics(updates):
+    norm = ViewBatchNorm(3)
+    x = 0.01 * noise(40, 3, 50) + torch.tensor([0.1, 0.0, -0.2])[:, None]
+    for _ in range(updates):
+        norm(x)
+    decoded = norm.eval()(x)
+    expected = torch.nn.functional.batch_norm(x, None, None, training=True)
+    assert decoded.allclose(expected, atol=0.02)
+    fresh = ViewBatchNorm(3).eval()
+    assert fresh(x).allclose(x, atol=1e-4)
 
 
 def test_the_factorised_projector_at_full_rank_is_the_parity_projector():

@@ -87,10 +87,10 @@ def test_a_single_trial_has_no_contrast():
     for one in zc + zt:
         one.requires_grad_()
     loss = cross_view_loss(zc, zt, [True] * 3) + cross_model_loss(zc, zt)
-    assert float(loss) == 0
+    assert loss.item() == 0
     loss.backward()
     assert all(not one.grad.any() for one in zc + zt)
-    assert float(cross_model_loss(zc[:1], zt[:1], negatives="all")) == 0
+    assert cross_model_loss(zc[:1], zt[:1], negatives="all").item() == 0
 
 
 def pairs_of_terms(batch, views):

@@ -85,7 +85,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_every_decoding_tensor_has_an_official_name():
-    assert len(set(KEYS.values())) == len(KEYS) == 14
+    assert len(set(KEYS.values())) == len(KEYS) == 12
 
 
 @pytest.mark.parametrize("dataset", OFFICIAL_PAIRS)

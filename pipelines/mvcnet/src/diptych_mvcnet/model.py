@@ -55,15 +55,30 @@ def pool_samples(settings: CNNSection, sfreq: float) -> int:
 class ViewBatchNorm(nn.BatchNorm1d):
     """Batch norm over stacked views: each view has its own statistics.
 
-    Running statistics are updated view after view, as separate passes would do.
+    Running statistics are updated view after view, as separate passes would do. Decoding corrects
+    them for their start at mean 0 and variance 1, as Adam does with its moments: narrow kernels
+    give variances so small that after few steps the start would hide the data. After a hundred
+    updates there is nothing left to correct.
     """
 
     def forward(self, x: Float[Tensor, "VB F T"], views: int = 1) -> Float[Tensor, "VB F T"]:
         """Normalise ``views`` equal parts of the batch, each by itself."""
-        if views == 1 or not self.training:
+        if not self.training:
+            mean, variance = self._corrected()
+            return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
+        if views == 1:
             return super().forward(x)
         normalise = super().forward
         return torch.cat([normalise(part) for part in x.chunk(views)])
+
+    def _corrected(self) -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
+        mean, variance, updates = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None
+        assert variance is not None
+        assert updates is not None
+        assert self.momentum is not None
+        start = torch.where(updates > 0, (1.0 - self.momentum) ** updates, 0.0)
+        return mean / (1.0 - start), ((variance - start) / (1.0 - start)).clamp_min(0.0)
 
 
 class BandSplit(nn.Module):

@@ -22,7 +22,7 @@ KEYS = {
     **{
         f"0.stem.{theirs}.bn.{value}": f"cnn.{ours}.{value}"
         for theirs, ours in (("sconv", "spatial_norm"), ("tconv.0", "temporal_norm.0"))
-        for value in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        for value in ("weight", "bias", "running_mean", "running_var")
     },
 }
 
@@ -72,10 +72,14 @@ def load_official_checkpoint(
         DataError: The file is too large, is no checkpoint, or has other tensors.
     """
     tensors = _read(Path(path))
-    # the official IFNet holds a classifier of its own that nothing calls
-    found = {key: value for key, value in tensors.items() if not key.startswith("0.fc.")}
-    counter = "num_batches_tracked"
-    missing = sorted(key for key in set(KEYS) - set(found) if not key.endswith(counter))
+    # The official IFNet holds a classifier of its own that nothing calls; without the counters of
+    # batches the running statistics are taken as they are.
+    found = {
+        key: value
+        for key, value in tensors.items()
+        if not key.startswith("0.fc.") and not key.endswith(".num_batches_tracked")
+    }
+    missing = sorted(set(KEYS) - set(found))
     unknown = sorted(set(found) - set(KEYS))
     if missing or unknown:
         raise DataError(

@@ -103,6 +103,25 @@ def test_a_wrong_number_of_channels_or_a_slow_stream_is_named(causal_run: Path) 
         StreamDecoder(causal_run, sfreq=SFREQ).push(np.zeros((3, 10)))
 
 
+def test_a_value_that_is_not_finite_stops_stream_and_prediction(
+    causal_run: Path, tmp_path: Path
+) -> None:
+    import diptych
+    from diptych_mvcnet.sample import CHANNELS
+
+    chunk = np.ones((21, 50))
+    chunk[3, 7] = np.nan
+    with pytest.raises(DataError, match=r"signal\.nonfinite"):
+        StreamDecoder(causal_run, sfreq=SFREQ).push(chunk)
+    x = np.ones((4, 21, 160))
+    x[2, 5, 9] = np.inf
+    np.savez(tmp_path / "broken.npz", X=x, ch_names=CHANNELS, sfreq=80.0)
+    with pytest.raises(DataError) as caught:
+        diptych.open_run(causal_run, PIPELINE).predict(tmp_path / "broken.npz", tmp_path / "p.csv")
+    assert caught.value.findings is not None
+    assert [f.code for f in caught.value.findings.errors] == ["signal.nonfinite"]
+
+
 def test_a_flat_signal_is_flagged_and_teaches_nothing(causal_run: Path) -> None:
     decoder = StreamDecoder(causal_run, sfreq=SFREQ)
     draw = np.random.default_rng(0)

@@ -34,7 +34,7 @@ from diptych_mvcnet.epochs import Cut, cut_epochs, find_cues
 from diptych_mvcnet.evaluate import ALIGNMENT, probabilities
 from diptych_mvcnet.parts import for_strangers
 from diptych_mvcnet.read import SUPPORTED_SUFFIXES, format_of, read_recording
-from diptych_mvcnet.recordings import Recording
+from diptych_mvcnet.recordings import Recording, refuse
 from diptych_mvcnet.task import MODEL
 
 if TYPE_CHECKING:
@@ -313,13 +313,20 @@ def _cut(decoder: Decoder, recording: Recording) -> Cut:
             f"trials of {cut.x.shape[2]} samples, the model decodes {samples}",
             "cut them as the training trials were",
         )
+    broken = cut.rows["trial"].to_numpy()[~np.isfinite(cut.x).all(axis=(1, 2))]
+    if len(broken):
+        raise refuse(
+            "signal.nonfinite",
+            recording.name,
+            f"values that are not finite in trials {', '.join(map(str, broken[:8]))}",
+            "repair or leave out this part of the recording",
+        )
     return cut
 
 
 def mismatch(where: str, found: str, fix: str) -> DataError:
     """The refusal of data that the model was not made for."""
-    finding = Finding("error", "model.mismatch", where, found, fix)
-    return DataError(finding.line(), Findings((finding,)))
+    return refuse("model.mismatch", where, found, fix)
 
 
 def _as_mismatch(error: DataError, name: str) -> list[Finding]:

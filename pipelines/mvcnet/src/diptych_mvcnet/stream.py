@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diptych.contract import Trained
-from diptych.errors import DataError, UsageError
+from diptych.errors import UsageError
 from diptych.files import write_text
 from diptych.findings import Finding, Findings
 from diptych_mvcnet.align import alignment_of, apply_alignment, online_alignment, training_reference
@@ -24,6 +24,7 @@ from diptych_mvcnet.epochs import find_cues, samples_of
 from diptych_mvcnet.filters import CausalFilter
 from diptych_mvcnet.predict import Decoder, mismatch, open_decoder
 from diptych_mvcnet.read import read_recording
+from diptych_mvcnet.recordings import refuse
 
 if TYPE_CHECKING:
     from diptych.api import Run
@@ -115,7 +116,7 @@ class StreamDecoder:
             Decisions in time.
 
         Raises:
-            DataError: The number of channels differs from the model's.
+            DataError: The number of channels differs from the model's, or a value is not finite.
         """
         chunk = np.asarray(chunk, dtype=np.float64)
         channels = len(self._held)
@@ -124,6 +125,13 @@ class StreamDecoder:
                 "stream",
                 f"a chunk of shape {chunk.shape}",
                 f"send ({channels}, samples): {', '.join(self.decoder.facts['ch_names'])}",
+            )
+        if not np.isfinite(chunk).all():
+            raise refuse(
+                "signal.nonfinite",
+                f"stream, sample {self._received}",
+                "a value that is not finite, which would stay in the filters",
+                "send numbers only, and start anew after a gap",
             )
         self._queue([self._received + cue for cue in cues])
         self._received += chunk.shape[1]
@@ -350,14 +358,12 @@ def _opened(run: Path | str | Run) -> Decoder:
 def _refuse_unlike(decoder: Decoder, sfreq: float, allow_phase_mismatch: bool) -> None:
     phase = decoder.facts["filter"]["phase"]
     if phase != "causal" and not allow_phase_mismatch:
-        finding = Finding(
-            "error",
+        raise refuse(
             "stream.phase_mismatch",
             "model",
             f"trained on {phase}-phase filters, a stream can only be filtered causally",
             "train with --recipe stream, or accept other features with --allow-phase-mismatch",
         )
-        raise DataError(finding.line(), Findings((finding,)))
     rate = float(decoder.facts["sfreq"])
     if sfreq < rate:
         raise mismatch(

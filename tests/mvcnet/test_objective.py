@@ -244,7 +244,7 @@ def test_the_official_step_equals_four_separate_passes_and_broadcast_cosines():
     cvc, cmc = plain_cvc(zc, zt, [True] * 3, "all"), plain_cmc(zc, zt, "all")
     expected = {"ce": ce, "cvc": cvc, "cmc": cmc, "total": ce + 0.1 * cvc + 0.1 * cmc}
     for name, value in expected.items():
-        assert float(found[name]) == pytest.approx(float(value), abs=1e-5), name
+        assert found[name].item() == pytest.approx(value.item(), abs=1e-5), name
     found["total"].backward()
     expected["total"].backward()
     for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):

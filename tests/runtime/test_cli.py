@@ -418,6 +418,8 @@ def test_other_processes_of_a_launch_are_silent(
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert diptych("toy train data --out run") == 0
     called.train.side_effect = TrainingError("diverged")
+    assert diptych("toy train data --out run") == 0, "the launcher would end the first process"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert diptych("toy train data --out run") == 4
     assert capsys.readouterr() == ("", "")
 

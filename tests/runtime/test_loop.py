@@ -435,21 +435,23 @@ def test_progress_and_draws_follow_the_epochs():
     assert seen[-1] == (1, 9, pytest.approx(0.9))
 
 
-def test_a_resumed_fit_notes_what_changed(tmp_path, capsys):
+def test_a_resumed_fit_notes_what_changed(tmp_path, caplog):
+    caplog.set_level("INFO")
     with pytest.raises(InterruptedRun):
         trained("plain", tmp_path, hook=interrupt_at(3))
     torch.set_num_threads(2)
     trained("plain", tmp_path)
-    assert "resumed with threads 2 instead of 1" in capsys.readouterr().err
+    assert "resumed with threads 2 instead of 1" in caplog.text
     assert "resumed with threads 2 instead of 1" in (tmp_path / "log.txt").read_text()
 
 
-def test_a_damaged_best_checkpoint_is_named_and_the_fit_goes_on(tmp_path, capsys):
+def test_a_damaged_best_checkpoint_is_named_and_the_fit_goes_on(tmp_path, caplog):
+    caplog.set_level("INFO")
     with pytest.raises(InterruptedRun):
         trained("plain", tmp_path, hook=interrupt_at(13))  # the best was after epoch 1
     (tmp_path / "checkpoints/step-00000005/model.safetensors").write_bytes(b"")
     _, result = trained("plain", tmp_path)
-    assert "best checkpoint step-00000005 is damaged" in capsys.readouterr().err
+    assert "best checkpoint step-00000005 is damaged" in caplog.text
     assert result.best_epoch == 3
 
 

@@ -201,7 +201,7 @@ class IFNetBranch(nn.Module):
 
     def forward(self, x: Float[Tensor, "VB bandsC T"], views: int = 1) -> Float[Tensor, "VB D"]:
         """Features of ``views`` stacked views of a batch."""
-        n_batch, n_times = len(x), x.shape[-1]
+        n_batch, n_times = x.shape[0], x.shape[-1]  # len(x) would fix the size in an export
         # a matrix product: with its gradient three times as fast as a convolution on CPUs
         weight = self.spatial.weight.reshape(self.bands, -1, self.spatial.weight.shape[1])
         h = torch.matmul(weight, x.reshape(n_batch, self.bands, -1, n_times)).flatten(1, 2)

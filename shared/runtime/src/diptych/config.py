@@ -227,11 +227,6 @@ def dump_yaml(config: BaseModel, header: str = "") -> str:
     return commented(config, header)
 
 
-def defaults(config: BaseModel) -> dict[str, Any]:
-    """A configuration as plain JSON values, in the order of its fields."""
-    return values_of(config)
-
-
 def merge(config: Model, overrides: Mapping[str, Any], origin: str = "overrides") -> Model:
     """A configuration with some values changed, validated.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,7 +29,7 @@ from diptych.guards import (
     nondeterminism_said,
 )
 from diptych.loading import Source, loaded, require_items, to_device
-from diptych.progress import Bar, is_silent, progress, quiet
+from diptych.progress import Bar, progress, quiet
 from diptych.randomness import Draw, isolated_globals, seed_globals
 from diptych.resuming import State, Writer
 from diptych.stepping import (
@@ -43,6 +43,8 @@ from diptych.stepping import (
 from diptych.track import Tracker, open_trackers
 
 __all__ = ["EpochContext", "Settings", "StepContext", "fit", "is_first_process", "launch"]
+
+logger = logging.getLogger(__name__)
 
 _SKIPS_TO_STOP = 3  # steps in a row that are not finite
 
@@ -470,8 +472,7 @@ class _Fitting:
     def say(self, line: str) -> None:
         """A note for the user's terminal and for ``log.txt``."""
         self.log(line)
-        if not is_silent():
-            print(f"{self.label}: {line}", file=sys.stderr)
+        logger.info("%s: %s", self.label, line)
 
     def log(self, line: str) -> None:
         if self.writes and self.folder is not None:

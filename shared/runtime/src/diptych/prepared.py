@@ -281,6 +281,7 @@ def _assemble(
         table.with_columns(
             *(pl.lit(value).alias(column) for column, value in source.columns.items()),
             pl.lit(source.name).alias("source"),
+            *_units(table, source),
         )
         for table, source in zip(rows, sources, strict=True)
         if table.height
@@ -297,6 +298,14 @@ def _assemble(
         for entry, table, own in zip(wanted.sources, rows, part_facts, strict=True)
     )
     write_json(partial / MANIFEST, Manifest(wanted.version, wanted.settings, entries).to_json())
+
+
+def _units(table: pl.DataFrame, source: Source) -> list[pl.Expr]:
+    """Names of units for a pipeline that gives none; they stay when other files change."""
+    if "unit" in table.columns:
+        return []
+    row = pl.int_range(pl.len()).cast(pl.String)
+    return [(pl.lit(f"{source.name}-") + row).alias("unit")]
 
 
 def _concatenate(parts: Sequence[Path], target: Path, rows: int) -> None:

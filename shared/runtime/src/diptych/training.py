@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diptych import run as runs
-from diptych.config import defaults, load_yaml, resolve
+from diptych.config import load_yaml, resolve
+from diptych.configfile import values_of
 from diptych.contract import Config, Fit, FitResult, Pipeline
 from diptych.errors import DataError, UsageError
 from diptych.files import read_json, write_json
@@ -133,8 +134,8 @@ def _require_prepared_for(pipeline: Pipeline, data: Path, config: Any) -> None:
     made_with = data / "config.yaml"
     if not made_with.is_file():
         return
-    before = defaults(load_yaml(pipeline.config, made_with))["data"]
-    now = defaults(config)["data"]
+    before = values_of(load_yaml(pipeline.config, made_with))["data"]
+    now = values_of(config)["data"]
     odd = [f"data.{key}" for key in now if now[key] != before.get(key)]
     if odd:
         raise UsageError(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from diptych import run as runs
 from diptych.config import dump_yaml, override
 from diptych.contract import Pipeline
-from diptych.errors import TrainingError, UsageError
-from diptych.files import write_json, write_text
+from diptych.errors import InterruptedRun, TrainingError, UsageError
+from diptych.files import read_json, write_json, write_text
 from diptych.findings import Findings
 from diptych.run import RunFolder, TrainedFits
 from diptych.scoring import score_data, score_run
@@ -320,21 +320,37 @@ def demo(pipeline: Pipeline, out: Path, config: Any, seed: int = 0, command: str
     Raises:
         TrainingError: The scores are outside what the generated truth allows.
     """
-    mark = out / DEMO_MARK
-    if out.exists() and any(out.iterdir()):
-        if not mark.is_file():
-            raise UsageError(f"{out}: exists and is no earlier demo: choose another --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(mark, {"pipeline": pipeline.name, "seed": seed})
-    sample(pipeline, out / "data", seed)
-    train(pipeline, out / "data", out / "run", config, command=command)
-    from diptych.files import read_json
-
-    stored = Findings.from_json(read_json(out / "run" / "evaluation" / "findings.json"))
+    run = out / "run"
+    wanted = {"pipeline": pipeline.name, "seed": seed}
+    if not _goes_on(out, wanted):
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / DEMO_MARK, wanted)
+        sample(pipeline, out / "data", seed)
+    resume = (run / "run.json").is_file()
+    try:
+        train(
+            pipeline, out / "data", run, None if resume else config, resume=resume, command=command
+        )
+    except InterruptedRun:
+        raise InterruptedRun(f"{out}: stopped; the same command goes on where it was") from None
+    stored = Findings.from_json(read_json(run / "evaluation" / "findings.json"))
     if stored.errors:
         raise TrainingError("; ".join(finding.found for finding in stored.errors))
-    return out / "run"
+    return run
+
+
+def _goes_on(out: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a demo was interrupted here; a finished one is removed, anything else refused."""
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    mark = out / DEMO_MARK
+    if not mark.is_file():
+        raise UsageError(f"{out}: exists and is no earlier demo: choose another --out")
+    started = (out / "run" / "run.json").is_file()
+    if started and read_json(mark) == wanted and not (out / "run" / "report.html").is_file():
+        return True
+    shutil.rmtree(out)
+    return False
 
 
 def run_verb(

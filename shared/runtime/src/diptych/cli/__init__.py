@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import click
 from diptych import installed
 from diptych.cli.commands import pipeline_group
 from diptych.cli.terminal import Invocation, debug_option, say, show
-from diptych.errors import DataError, UsageError
+from diptych.errors import DataError, DiptychError, UsageError
 from diptych.log import failure, messages
 from diptych.progress import is_silent
 
@@ -63,7 +64,12 @@ def _fail(error: BaseException, invocation: Invocation) -> int:
     if not is_silent() or failed.exit_code == 1:  # a bug of one process alone must be seen too
         for line in failed.message.splitlines():
             click.echo(f"{click.style('error', fg='red')}: {line}", err=True)
-    return failed.exit_code
+    # Fabric ends the first process as soon as one that it started fails: let the first one speak.
+    return 0 if _was_started_by_fabric() and isinstance(error, DiptychError) else failed.exit_code
+
+
+def _was_started_by_fabric() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 class _Pipelines(click.Group):

@@ -436,7 +436,6 @@ def test_progress_and_draws_follow_the_epochs():
 
 
 def test_a_resumed_fit_notes_what_changed(tmp_path, caplog):
-    caplog.set_level("INFO")
     with pytest.raises(InterruptedRun):
         trained("plain", tmp_path, hook=interrupt_at(3))
     torch.set_num_threads(2)
@@ -446,7 +445,6 @@ def test_a_resumed_fit_notes_what_changed(tmp_path, caplog):
 
 
 def test_a_damaged_best_checkpoint_is_named_and_the_fit_goes_on(tmp_path, caplog):
-    caplog.set_level("INFO")
     with pytest.raises(InterruptedRun):
         trained("plain", tmp_path, hook=interrupt_at(13))  # the best was after epoch 1
     (tmp_path / "checkpoints/step-00000005/model.safetensors").write_bytes(b"")

@@ -263,6 +263,7 @@ def test_merging_twice_is_merging_the_union(first: dict[str, Any], second: dict[
     assert merge(merge(Toy(), first), second) == merge(Toy(), {**first, **second})
 
 
+@example(note="", words=["?0"], dropout=0, window=0, subject=None)
 @example(note="\x85\u2028\ufeff\x7f😀", words=["\n", ""], dropout=0, window=0, subject=None)
 @given(
     note=st.text(max_size=20),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
@@ -202,6 +203,9 @@ def _describe_list(schema: Mapping[str, Any]) -> str:
     return f"{words}, each {describe(items)}" if items else words
 
 
+_PLAIN = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)  # needs no quotes, but for words of YAML
+
+
 def commented(config: BaseModel, header: str = "") -> str:
     """A configuration as YAML with a comment for each value: meaning, allowed, default.
 
@@ -220,6 +224,12 @@ def commented(config: BaseModel, header: str = "") -> str:
 
     Representer.add_representer(
         type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    Representer.add_representer(
+        str,
+        lambda writer, text: writer.represent_scalar(
+            "tag:yaml.org,2002:str", text, style=None if _PLAIN.fullmatch(text) else '"'
+        ),
     )
     yaml = YAML(typ="rt", pure=True)
     yaml.Representer = Representer

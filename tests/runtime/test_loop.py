@@ -440,8 +440,8 @@ def test_a_resumed_fit_notes_what_changed(tmp_path, caplog):
         trained("plain", tmp_path, hook=interrupt_at(3))
     torch.set_num_threads(2)
     trained("plain", tmp_path)
-    assert "resumed with threads 2 instead of 1" in caplog.text
-    assert "resumed with threads 2 instead of 1" in (tmp_path / "log.txt").read_text()
+    for text in (caplog.text, (tmp_path / "log.txt").read_text()):
+        assert "resumed with threads 2 instead of 1" in text
 
 
 def test_a_damaged_best_checkpoint_is_named_and_the_fit_goes_on(tmp_path, caplog):
@@ -493,9 +493,8 @@ def test_a_killed_process_goes_on_bit_identically(kind, tmp_path):
         time.sleep(wait.uniform(0, 0.3))
         process.kill()
         killed += process.wait() == -signal.SIGKILL
-    last = subprocess.run(
-        [*command, str(tmp_path / "cut"), kind], capture_output=True, text=True, check=True
-    )
+    words = [*command, str(tmp_path / "cut"), kind]
+    last = subprocess.run(words, capture_output=True, text=True, check=True)
     assert killed >= 2
     assert last.stdout == whole.stdout
     assert files(tmp_path / "cut") == files(tmp_path / "whole")

@@ -37,8 +37,8 @@ def frequency_shift(
 
     Args:
         x: Trials.
-        delta_hz: Shift in Hz, upward if positive; a tensor that broadcasts against (*batch, 1, 1)
-            shifts every trial by its own amount.
+        delta_hz: Shift in Hz, upward if positive; a tensor that broadcasts against
+            ``(*batch, 1, 1)`` shifts every trial by its own amount.
         dt: Seconds between samples.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -12,6 +13,9 @@ import pytest
 from .conftest import RECIPE, Subject
 from .kills import train_with_kills
 from .test_runs import weights
+
+
+KILLS = int(os.environ.get("DIPTYCH_KILLS", "4"))  # 20 for a thorough look
 
 
 def options(subject: Subject, *more: str) -> list[object]:
@@ -26,7 +30,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
     assert call.code == 0, call.err
     seconds = time.monotonic() - start
     train_with_kills(
-        subject, tmp_path / "killed", options(subject), kills=4, seconds=seconds, seed=1
+        subject, tmp_path / "killed", options(subject), kills=KILLS, seconds=seconds, seed=1
     )
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
@@ -38,7 +42,8 @@ def test_two_processes_killed_end_with_the_same_weights(subject: Subject, tmp_pa
     call = subject.call("train", subject.data, "--out", tmp_path / "whole", *words)
     assert call.code == 0, call.err
     seconds = time.monotonic() - start
-    train_with_kills(subject, tmp_path / "killed", words, kills=2, seconds=seconds, seed=2)
+    kills = max(2, KILLS // 4)
+    train_with_kills(subject, tmp_path / "killed", words, kills=kills, seconds=seconds, seed=2)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 

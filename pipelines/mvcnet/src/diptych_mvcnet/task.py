@@ -250,9 +250,11 @@ class MVCNetTask:
                 ids=batch.ids,
                 group=ctx.group,
             )
+            # the contrasts weigh themselves over the processes; the cross-entropy does not
+            ctx.backward(losses["total"] + (ctx.weight - 1) * losses["ce"], weighted=True)
         else:
             losses = {"total": self._cross_entropy(batch)}
-        ctx.backward(losses["total"])
+            ctx.backward(losses["total"])
         ctx.step(MAIN)
         return losses
 

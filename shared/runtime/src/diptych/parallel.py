@@ -39,7 +39,7 @@ def train_side_by_side(job: Job, names: Sequence[str], processes: int) -> None:
     with (
         bar,
         ProcessPoolExecutor(processes, mp_context=context) as pool,
-        _forwarded_signals(pool) as stopped,
+        _ForwardedSignals(pool) as stopped,
     ):
         while waiting or running:
             for name in _ready(job, waiting) if not stopped else []:
@@ -61,7 +61,7 @@ def _ready(job: Job, waiting: Sequence[str]) -> list[str]:
     return [name for name in waiting if not unfinished_before(job, fits[name])]
 
 
-class _forwarded_signals:  # noqa: N801 - a context manager, used like a function
+class _ForwardedSignals:
     """Passes SIGTERM and SIGINT on to the processes of a pool, so that each saves its state."""
 
     def __init__(self, pool: ProcessPoolExecutor) -> None:

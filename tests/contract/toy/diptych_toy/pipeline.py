@@ -11,6 +11,9 @@ import polars as pl
 from diptych.config import PipelineConfig, TrainSection
 from diptych.contract import Evaluation, Exportable, Fit, Metric, Pipeline
 from diptych.findings import Finding, Findings
+from diptych.manifest import scan
+from diptych.prepared import Part, prepare_parts
+from diptych.privacy import pseudonyms
 from diptych.split import Split, as_rows
 
 COLUMNS = ["subject", "label", "x0", "x1"]
@@ -18,8 +21,6 @@ ROW = ["table", "condition", "subject", "unit", "method", "metric", "value", "fi
 
 
 class ToyConfig(PipelineConfig):
-    """The common sections; a short training."""
-
     train: TrainSection = TrainSection(epochs=6, batch=32, metric="loss_validation")
 
 
@@ -29,28 +30,19 @@ def file_in(data: Path) -> Path:
 
 def check(config: Any, data: Path, columns: list[str] = COLUMNS) -> Findings:
     try:
-        missing = {*columns} - {*pl.read_csv(file_in(data)).columns}
+        pl.read_csv(file_in(data), columns=columns)
     except (pl.exceptions.PolarsError, OSError) as error:
-        return Findings((Finding("error", "file.unreadable", data.name, str(error), "mend it"),))
-    if missing:
-        text = f"columns {sorted(missing)} are missing"
-        return Findings((Finding("error", "columns", data.name, text, "add them"),))
+        found = Finding("error", "file.table", data.name, str(error), f"give columns {columns}")
+        return Findings((found,))
     return Findings()
 
 
 def prepare(config: Any, source: Path, target: Path) -> Any:
-    from diptych.manifest import scan
-    from diptych.prepared import prepare_parts
-
-    facts = {"classes": ["a", "b"]}
-    sources = scan([file_in(source)])
+    facts, sources = {"classes": ["a", "b"]}, scan([file_in(source)])
     return prepare_parts(target, sources, part, version="1", settings={}, facts=lambda _: facts)
 
 
 def part(source: Any) -> Any:
-    from diptych.prepared import Part
-    from diptych.privacy import pseudonyms
-
     frame = pl.read_csv(source.path)
     names = pseudonyms({name: [source.digest] for name in frame["subject"].unique()})
     rows = frame.select("subject", "label").with_columns(frame["subject"].replace(names))
@@ -116,8 +108,8 @@ def evaluate(config: Any, prepared: Any, trained: Any, method: str = "toy") -> E
         for row in fit.split.test:
             guess = classify(trained, fit.name, prepared.array("x")[row])
             hit = float((guess if method == "toy" else common) == labels[row])
-            subject, unit = prepared.index["subject"][row], prepared.index["unit"][row]
-            rows.append(("", "", subject, unit, method, "accuracy", hit, fit.name.split("/")[0]))
+            who = prepared.index.select("subject", "unit").row(row)
+            rows.append(("", "", *who, method, "accuracy", hit, f"seed-{fit.seed}"))
     return Evaluation(rows=pl.DataFrame(rows, schema=ROW, orient="row"))
 
 
@@ -131,7 +123,7 @@ def predict(config: Any, trained: Any, source: Path, out: Path) -> Findings:
     findings = check(config, source, ["x0", "x1"])
     if not findings.errors:
         frame = pl.read_csv(file_in(source))
-        points = frame.select("x0", "x1").to_numpy().astype("float32")
+        points = frame["x0", "x1"].to_numpy().astype("float32")
         frame.with_columns(label=classify(trained, trained.final, points)).write_csv(out)
     return findings
 
@@ -144,10 +136,9 @@ def export(config: Any, trained: Any, prepared: Any) -> dict[str, Exportable]:
 
 
 def sample(folder: Path, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    label = generator.integers(0, 2, 240)
-    x = generator.normal(size=(240, 2)) + 1.5 * (2 * label[:, None] - 1)
-    columns = [[f"p{i % 8}" for i in range(240)], label, *x.T]
+    label = np.arange(240) % 2
+    x = np.random.default_rng(seed).normal(size=(240, 2)) + 1.5 * (2 * label[:, None] - 1)
+    columns = [[f"p{i // 30}" for i in range(240)], label, *x.T]
     pl.DataFrame(dict(zip(COLUMNS, columns, strict=True))).write_csv(folder / "points.csv")
 
 

@@ -155,7 +155,10 @@ class EEGDataSection(DataSection):
         False, description="Fill in missing channels by splines, at most 20 % of them."
     )
     events: dict[str, Codes] = Field(
-        default={"left_hand": ("T1", "769"), "right_hand": ("T2", "770")},
+        default={
+            "left_hand": ("left_hand", "T1", "769"),
+            "right_hand": ("right_hand", "T2", "770"),
+        },
         description="Class name -> annotations that mark its trials.",
     )
     classes: Names = Field(

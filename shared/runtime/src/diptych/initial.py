@@ -14,7 +14,6 @@ from diptych.errors import UsageError
 from diptych.files import read_json, write_json
 from diptych.run import RunFolder
 from diptych.split import Split
-from diptych.training import seen_sources
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,6 +71,16 @@ def read_initial(pipeline: Pipeline, origin: str, *, partial: bool) -> Initial:
         raise UsageError(f"--init {origin}: finished fits are {', '.join(fits) or 'none yet'}")
     tensors = checkpoint.best_tensors(folder.fit(name))
     return Initial(tensors, tuple(seen_sources(folder, fits[name])), partial)
+
+
+def seen_sources(folder: RunFolder, fit: Fit) -> list[str]:
+    """Sources (first 12 hex of their hash) that a fit of a run was trained on."""
+    from diptych.manifest import Manifest
+
+    names: list[str] = []
+    for entry in Manifest.read(folder.path).sources:
+        names += [entry.sha256[:12]] * entry.rows
+    return sorted({names[row] for row in (*fit.split.train, *fit.split.validation)})
 
 
 def initialise(folder: RunFolder, fit: Fit, modules: Mapping[str, nn.Module]) -> list[str]:

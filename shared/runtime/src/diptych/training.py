@@ -324,16 +324,6 @@ def _direction(pipeline: Pipeline, metric: str | None) -> Literal["higher", "low
     return "lower" if metric is not None and "loss" in metric else None
 
 
-def seen_sources(folder: RunFolder, fit: Fit) -> list[str]:
-    """Sources (first 12 hex of their hash) that a fit of a run was trained on."""
-    from diptych.manifest import Manifest
-
-    names: list[str] = []
-    for entry in Manifest.read(folder.path).sources:
-        names += [entry.sha256[:12]] * entry.rows
-    return sorted({names[row] for row in (*fit.split.train, *fit.split.validation)})
-
-
 def subjects_seen(folder: RunFolder, prepared: Prepared) -> list[str]:
     """Subjects of prepared data that share a source file with a run's own data."""
     from diptych.manifest import Manifest

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Subject
+from .conftest import RECIPE, Subject
 
 HEAVY = ("torch", "lightning_fabric", "scipy", "matplotlib", "mne", "sklearn", "pandas")
 
@@ -85,6 +85,15 @@ def test_an_existing_run_is_never_overwritten(subject: Subject) -> None:
     assert call.code == 2
     assert "--resume" in call.err
     assert before == {path: path.stat().st_mtime_ns for path in subject.run.rglob("*")}
+
+
+def test_nothing_is_written_into_the_data_folder(subject: Subject, tmp_path: Path) -> None:
+    before = sorted(subject.data.rglob("*"))
+    for verb in ("train", "prepare"):
+        call = subject.call(verb, subject.data, "--out", subject.data / "new", *RECIPE)
+        assert call.code == 2
+        assert "inside the data folder" in call.err
+    assert sorted(subject.data.rglob("*")) == before
 
 
 def test_every_recipe_can_be_printed_saved_and_used(subject: Subject, tmp_path: Path) -> None:

@@ -141,16 +141,37 @@ def create(folder: RunFolder, pipeline: Pipeline, config: BaseModel, command: st
     Raises:
         UsageError: The folder holds something already.
     """
-    if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-        raise UsageError(
-            f"{folder.path}: exists and is not empty: choose another --out, or go on with an "
-            "interrupted run by --resume"
-        )
+    refuse_occupied(folder.path)
     folder.path.mkdir(parents=True, exist_ok=True)
     write_text(folder.path / "config.yaml", dump_yaml(config))
     write_json(folder.path / "environment.json", environment(config, command))
     identity = {"format": FORMAT, "pipeline": pipeline.name, "version": version(pipeline)}
     write_json(folder.path / "run.json", identity)
+
+
+def refuse_occupied(out: Path) -> None:
+    """Refuse a place for a new run that holds something already.
+
+    Raises:
+        UsageError: It is a file, or a folder that is not empty.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is a file: give a new folder with --out")
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(
+            f"{out}: exists and is not empty: choose another --out, or go on with an "
+            "interrupted run by --resume"
+        )
+
+
+def refuse_inside(out: Path, data: Path) -> None:
+    """Refuse to write into the user's data folder.
+
+    Raises:
+        UsageError: ``out`` is the data folder or lies in it.
+    """
+    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+        raise UsageError(f"{out}: lies inside the data folder: choose another place with --out")
 
 
 def version(pipeline: Pipeline) -> str:

@@ -80,7 +80,13 @@ def open_job(
         raise UsageError(f"{folder.path}: nothing to resume: start with 'train' without --resume")
     if created:
         existed = folder.path.exists()
+        runs.refuse_occupied(folder.path)
+        runs.refuse_inside(folder.path, data)
         findings = check_source(pipeline, data, config)
+        if findings.warnings:
+            log.info(
+                "%d warnings about the data: see 'check' or the report", len(findings.warnings)
+            )
         runs.create(folder, pipeline, config, command)  # type: ignore[arg-type]
         write_json(folder.path / "findings.json", findings.redacted().to_json())
         with _removed_on_error(folder.path, keep_folder=existed):

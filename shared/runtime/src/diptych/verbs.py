@@ -50,6 +50,7 @@ def prepare(pipeline: Pipeline, data: Path, out: Path, config: Any) -> Findings:
 
     if out.exists() and any(out.iterdir()) and not is_prepared(out):
         raise UsageError(f"{out}: exists and is no prepared folder: choose another --out")
+    runs.refuse_inside(out, data)
     findings = check_source(pipeline, data, config)
     pipeline.prepare(config, data, out)
     write_text(out / "config.yaml", dump_yaml(config))

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from diptych.config import digest, dump_yaml, load_yaml, resolve
 from diptych.contract import Artifact, Config, Facts, Fit, FitResult, Pipeline
 from diptych.errors import DataError, UsageError
-from diptych.files import digest_of, read_json, write_json, write_text
+from diptych.files import read_json, write_json, write_text
 from diptych.split import Split
 
 if TYPE_CHECKING:
@@ -304,11 +304,6 @@ def open_prepared(folder: RunFolder) -> Prepared:
 def same_fit(a: Fit, b: Fit) -> bool:
     """Whether two plans mean the same training by a name."""
     return _fit_to(a) == _fit_to(b)
-
-
-def plan_digest(fits: Sequence[Fit]) -> str:
-    """Sixteen hex digits that name a plan: its fits and their splits."""
-    return digest_of({fit.name: _fit_to(fit) for fit in fits})
 
 
 def _fit_to(fit: Fit) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,40 +28,46 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
 
 
 def train_with_kills(
-    subject: Subject, whole: Path, out: Path, words: list[object], *, kills: int, seed: int
-) -> int:
-    """Train, killing the command at random moments; ends with an undisturbed resume.
+    subject: Subject, out: Path, words: list[object], *, kills: int, seed: int
+) -> None:
+    """Train, killing the command again and again; ends with an undisturbed resume.
+
+    Every other kill comes while the command starts, the rest soon after it wrote a checkpoint of
+    its own, so that every kill meets a living process however fast the machine is.
 
     Args:
         subject: The pipeline.
-        whole: Where the same training runs undisturbed first, which tells how long it takes.
-        out: The run folder of the disturbed training.
-        words: Options of the training.
-        kills: How many SIGKILLs to spread over the training.
+        out: The run folder.
+        words: Options of the training, which has to write more checkpoints than there are kills.
+        kills: Number of SIGKILLs.
         seed: Seed of the moments.
-
-    Returns:
-        Number of kills that met a living process.
     """
-
-    def train(run: Path) -> float:
-        resume = ["--resume"] if (run / "run.json").is_file() else []
-        call = subject.call("train", subject.data, "--out", run, *words, *resume)
-        assert call.code == 0, call.err
-        return call.seconds
-
-    seconds, start = train(whole), train(whole)  # the second one finds all fits finished
     moments = random.Random(seed)
-    done = 0
-    while done < kills:
-        resume = ["--resume"] if (out / "run.json").is_file() else []
-        process = subject.start("train", subject.data, "--out", out, *words, *resume)
-        try:
-            process.communicate(timeout=moments.uniform(0, start + 2 * (seconds - start) / kills))
-        except subprocess.TimeoutExpired:
-            kill_tree(process)
-            done += 1
-            continue
-        break
-    train(out)
-    return done
+    for number in range(kills):
+        process = start(subject, out, words)
+        if number % 2:
+            _until_a_checkpoint(process, out)
+            time.sleep(moments.uniform(0, 0.05))
+        else:
+            time.sleep(moments.uniform(0, 1))
+        assert process.poll() is None, f"kill {number + 1} came late: {process.communicate()}"
+        kill_tree(process)
+    process = start(subject, out, words)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+
+
+def start(subject: Subject, out: Path, words: list[object]) -> subprocess.Popen[str]:
+    """Start a training, or go on with it."""
+    resume = ["--resume"] if (out / "run.json").is_file() else []
+    return subject.start("train", subject.data, "--out", out, *words, *resume)
+
+
+def _until_a_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
+    before = _checkpoints(out)
+    while _checkpoints(out) == before and process.poll() is None:
+        time.sleep(0.005)
+
+
+def _checkpoints(out: Path) -> set[Path]:
+    return set(out.glob("fits/**/checkpoints/*/state.json"))

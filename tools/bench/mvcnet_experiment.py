@@ -10,9 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
+
+from diptych import verbs
+from diptych.compare import compare
+from diptych.config import default_recipe, load
+from diptych.contract import Config, Fit
+from diptych.prepared import Prepared
+from diptych.training import is_final
+from diptych_mvcnet.pipeline import PIPELINE
 
 PATTERN = "S{subject:03d}R{run:02d}.edf"
 CLOSED = ["majority", "logvar_lda", "csp_lda", "tangent_lr", "mdm", "fgmdm"]
@@ -64,10 +71,18 @@ def recipe(protocol: str) -> list[str]:
     return ["train.epochs=12"] if protocol == "loso" else []
 
 
+def plan(config: Config, prepared: Prepared) -> list[Fit]:
+    """The fits of the protocol; the final model, which no table shows, is left out."""
+    return [fit for fit in PIPELINE.plan(config, prepared) if not is_final(fit)]
+
+
+EXPERIMENT = replace(PIPELINE, plan=plan)
+
+
 def prepare(data: Path, out: Path, values: list[str]) -> Path:
     """The prepared folder of the experiment."""
     if not (out / "manifest.json").is_file():
-        call("prepare", data, "--out", out, *sets([f"data.pattern={PATTERN}", *values]))
+        verbs.prepare(EXPERIMENT, data, out, resolved(values))
     return out
 
 
@@ -75,37 +90,30 @@ def train(
     data: Path, options: argparse.Namespace, protocol: str, arm: str, values: list[str]
 ) -> Path:
     """One arm of one protocol; returns its run folder."""
-    run = options.out / protocol / arm
+    run = Path(options.out, protocol, arm)
     if (run / "evaluation" / "results.json").is_file():
-        return Path(run)
+        return run
     common = [
-        f"data.pattern={PATTERN}",
         f"split.kind={protocol}",
         f"run.seeds=[{options.seeds}]",
         f"run.parallel_fits={options.parallel}",
         "run.threads=1",
     ]
-    resume = ["--resume"] if (run / "run.json").is_file() else []
-    call("train", data, "--out", run, *sets([*common, *values]), *resume)
-    return Path(run)
+    config = resolved([*common, *values])
+    return verbs.train(EXPERIMENT, data, run, config, resume=(run / "run.json").is_file())
 
 
-def sets(values: list[str]) -> list[str]:
-    """Values as options."""
-    return [word for value in values for word in ("--set", value)]
-
-
-def call(verb: str, *words: object) -> None:
-    """Run a verb of the command line."""
-    command = [sys.executable, "-m", "diptych", "mvcnet", verb, *map(str, words)]
-    subprocess.run(command, check=True)
+def resolved(values: list[str]) -> Config:
+    """The default configuration with values of the experiment."""
+    recipe = default_recipe(PIPELINE.config)
+    config: Config = load(
+        PIPELINE.config, recipe=recipe, sets=[f"data.pattern={PATTERN}", *values]
+    )
+    return config
 
 
 def table(protocol: str, runs: dict[str, Path]) -> str:
     """Accuracy of every row with its interval, and the difference to the full model."""
-    from diptych.compare import compare
-    from diptych_mvcnet.pipeline import PIPELINE
-
     results = {
         arm: json.loads((run / "evaluation/results.json").read_text()) for arm, run in runs.items()
     }

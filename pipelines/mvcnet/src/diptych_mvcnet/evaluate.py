@@ -59,8 +59,8 @@ def evaluate(config: MVCNetConfig, prepared: Prepared, trained: Trained) -> Eval
     own = [fit for fit in scored if fit.method == "" and fit.seed == scored[0].seed]
     regions = artefact_table(config, prepared, [fit for fit in own if fit.split.train])
     files: dict[str, Any] = {"artefacts": regions}
-    final = next(fit for fit in trained.fits if fit.name == trained.final)
-    if final.split.train:
+    final = next((fit for fit in trained.fits if fit.name == trained.final), None)
+    if final is not None and final.split.train:
         network = trained.modules(final.name)[MODEL]
         files["network"] = describe_network(config, prepared, final, network)
     for part in evaluations:

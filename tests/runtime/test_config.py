@@ -163,6 +163,27 @@ def test_a_rule_between_two_values_speaks_its_own_words(tmp_path: Path) -> None:
     ]
 
 
+def test_a_value_in_the_place_of_a_section_is_refused_whatever_follows(tmp_path: Path) -> None:
+    file = written(tmp_path, "model: {width: 4}\ndata: hello\n")
+    (line,) = problems(file=file, sets=["data.note=a"])
+    assert line.startswith(f"{file}, line 2, data: given 'hello', allowed: a section with the keys")
+    (line,) = problems(sets=["data=null", "data.note=a"])
+    assert line.startswith("--set data=null, data: given null, allowed: a section")
+
+
+def test_an_option_takes_no_blame_for_a_file_of_the_same_section(tmp_path: Path) -> None:
+    file = written(tmp_path, "data:\n  note: a\n  window: [4, 1]\n  events: {up: 5}\n")
+    assert [line.partition(", data")[0] for line in problems(file=file, sets=["data.note=b"])] == [
+        f"{file}, line 4"
+    ]
+    file = written(tmp_path, "data:\n  window: [4, 1]\n")
+    assert problems(file=file, sets=["data.note=b"])[0].startswith(f"{file}, line 2, data: the win")
+    (line,) = problems(
+        file=written(tmp_path, "data: {events: {up: [U]}}"), sets=["data.events.a=5"]
+    )
+    assert line.startswith("--set data.events.a=5, data.events: given")
+
+
 def test_a_file_replaces_a_mapping_and_an_option_reaches_into_it(tmp_path: Path) -> None:
     file = written(tmp_path, "data:\n  events: {up: [U]}\n")
     assert load(Toy, file=file).data.events == {"up": ("U",)}

@@ -106,9 +106,7 @@ def train(
 def resolved(values: list[str]) -> Config:
     """The default configuration with values of the experiment."""
     recipe = default_recipe(PIPELINE.config)
-    config: Config = load(
-        PIPELINE.config, recipe=recipe, sets=[f"data.pattern={PATTERN}", *values]
-    )
+    config: Config = load(PIPELINE.config, recipe=recipe, sets=[f"data.pattern={PATTERN}", *values])
     return config
 
 

@@ -414,7 +414,9 @@ class MVCNetConfig(Section):
     evaluate: EvaluateSection = Field(EvaluateSection(), description="Comparison.")
     predict: PredictSection = Field(PredictSection(), description="Prediction.")
     export: ExportSection = Field(ExportSection(), description="Export.")
-    run: RunSection = Field(RunSection(), description="Where and how the run computes.")
+    run: RunSection = Field(
+        RunSection(parallel_fits="auto"), description="Where and how the run computes."
+    )
     stages: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Overrides of a stage's fits."
     )

@@ -107,7 +107,9 @@ class RunSection(Section):
     )
     workers: NonNegativeInt = Field(0, description="Processes that load batches.")
     deterministic: bool = Field(False, description="Only deterministic operations.")
-    parallel_fits: PositiveInt = Field(1, description="Independent fits that run side by side.")
+    parallel_fits: PositiveInt | Literal["auto"] = Field(
+        1, description="Independent fits side by side; auto: one a CPU core, at most 8."
+    )
     pseudonym_key: Path | None = Field(None, description="File that keeps pseudonyms stable.")
     debug: bool = Field(False, description="Check every tensor for values that are not finite.")
     track: tuple[Literal["csv", "tensorboard", "mlflow", "wandb"], ...] = Field(

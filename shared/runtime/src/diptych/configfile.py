@@ -6,6 +6,7 @@ error names the file and line, or the option.
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -298,7 +299,12 @@ def build(model: type[Model], tree: Mapping[str, Any], settings: Settings) -> Mo
     """
     values = deepcopy(dict(tree))
     origins: dict[Keys, str] = {}
+    refused: list[str] = []
     for setting in settings.items:
+        problem = _section_problem(model, setting)
+        if problem:  # laid over the values it would hide whole sections from the later checks
+            refused.append(problem)
+            continue
         put(values, setting.path, setting.value)
         origins = {
             keys: origin
@@ -308,10 +314,26 @@ def build(model: type[Model], tree: Mapping[str, Any], settings: Settings) -> Mo
         origins[setting.path] = setting.origin
     config, problems = _validate(model, values, origins, ())
     problems += _stage_problems(model, values, origins)
-    problems = settings.problems + list(dict.fromkeys(problems))
+    problems = settings.problems + refused + list(dict.fromkeys(problems))
     if problems or config is None:
         raise UsageError("\n".join(problems))
     return config
+
+
+def _section_problem(model: type[BaseModel], setting: Setting) -> str | None:
+    """What is wrong with a value that stands where a section belongs, or None."""
+    section = section_at(model, setting.path)
+    found = field_at(model, setting.path)
+    may_be_null = found is not None and type(None) in get_args(found.annotation)
+    if section is None or isinstance(setting.value, Mapping):
+        return None
+    if setting.value is None and may_be_null:
+        return None
+    from diptych.configwords import describe, schema_at, show
+
+    allowed = describe(schema_at(model, setting.path) or schema_at(section, ()))
+    name = dotted(setting.path)
+    return f"{setting.origin}, {name}: given {show(setting.value)}, allowed: {allowed}"
 
 
 def _stage_problems(
@@ -345,8 +367,8 @@ def _validate(
         from diptych.configwords import explain
 
         problems = []
-        for keys, sentence in explain(model, values, error):
-            origin = _origin(keys, origins)
+        for keys, place, sentence in explain(model, values, error):
+            origin = _origin(keys, place, sentence, origins)
             if origin is None and below:
                 continue  # not the stage's own doing: said for the whole configuration already
             parts = [part for part in (origin, ".".join((*below, *keys))) if part]
@@ -354,12 +376,26 @@ def _validate(
         return None, problems
 
 
-def _origin(keys: Keys, origins: Mapping[Keys, str]) -> str | None:
-    for length in range(len(keys), 0, -1):
-        if keys[:length] in origins:
-            return origins[keys[:length]]
-    inside = [origin for path, origin in origins.items() if path[: len(keys)] == keys]
-    return inside[-1] if inside else None
+def _origin(keys: Keys, place: Keys, sentence: str, origins: Mapping[Keys, str]) -> str | None:
+    """Where a refused value stands.
+
+    Args:
+        keys: The key of the configuration that is refused, perhaps a whole section.
+        place: The same, followed by keys inside its value.
+        sentence: What is said of it.
+        origins: Where each value that was set stands.
+    """
+    for length in range(len(place), 0, -1):
+        if place[:length] in origins:
+            return origins[place[:length]]
+    inside = {path: where for path, where in origins.items() if path[: len(keys)] == keys}
+    named = {
+        path: where
+        for path, where in inside.items()
+        if re.search(rf"\b{re.escape(path[-1])}\b", sentence)
+    }
+    # A rule between several values names them; else each of them may be the wrong one.
+    return " and ".join(dict.fromkeys((named or inside).values())) or None
 
 
 def dotted(keys: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ CLOSE_ENOUGH = 0.6  # likeness below which no name is suggested
 
 def explain(
     model: type[BaseModel], values: Mapping[str, Any], error: ValidationError
-) -> Iterator[tuple[Keys, str]]:
+) -> Iterator[tuple[Keys, Keys, str]]:
     """Translate a validation error into plain sentences.
 
     Args:
@@ -54,11 +54,13 @@ def explain(
         error: What pydantic says.
 
     Returns:
-        Keys of each refused value, and what was given and what is allowed.
+        Keys of each refused value, the same with the keys inside it, and what was given and what
+        is allowed.
     """
     for detail in error.errors(include_url=False):
         keys = _known_keys(model, detail["loc"])
-        yield keys, _sentence(model, values, keys, detail)
+        place = tuple(str(part) for part in detail["loc"])
+        yield keys, place, _sentence(model, values, keys, detail)
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> Keys:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import joblib
+
 from diptych.errors import InterruptedRun
 from diptych.progress import Bar, progress, quiet
 from diptych.training import Job, train_fit, unfinished_before
@@ -29,7 +31,7 @@ def train_side_by_side(job: Job, names: Sequence[str], processes: int) -> None:
     Raises:
         InterruptedRun: A signal arrived; every process saved its state.
     """
-    threads = job.config.run.threads or max(1, (os.cpu_count() or 1) // processes)
+    threads = job.config.run.threads or max(1, joblib.cpu_count() // processes)
     assert job.prepared.path is not None
     call = (job.pipeline.name, job.folder.path, job.prepared.path, job.config, threads)
     context = multiprocessing.get_context("spawn")

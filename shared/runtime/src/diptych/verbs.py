@@ -32,6 +32,7 @@ DEMO_MARK = "demo.json"  # only a folder with this file is ever replaced by a ne
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from diptych.config import RunSection
     from diptych.initial import Published
 
 
@@ -158,8 +159,8 @@ def train_fits(job: Job, fabric: Fabric, *, only: str | None = None) -> None:
         return
     for group in groups(job.fits):
         todo = [fit for fit in group if not job.folder.finished(fit.name)]
-        processes = min(run_section.parallel_fits, len(todo))
-        if processes > 1 and fabric.world_size == 1:
+        processes = min(_side_by_side(run_section, fabric), len(todo))
+        if processes > 1:
             from diptych.parallel import train_side_by_side
 
             train_side_by_side(job, [fit.name for fit in todo], processes)
@@ -170,6 +171,21 @@ def train_fits(job: Job, fabric: Fabric, *, only: str | None = None) -> None:
                     train_fit(job, fit, fabric)
             else:
                 train_fit(job, fit, fabric)
+
+
+def _side_by_side(run: RunSection, fabric: Fabric) -> int:
+    """How many fits may run at a time."""
+    if fabric.world_size > 1:
+        return 1
+    if run.parallel_fits != "auto":
+        return run.parallel_fits
+    if fabric.device.type != "cpu":
+        return 1
+    import joblib
+
+    # a process holds a few hundred megabytes before it has read anything
+    cores: int = joblib.cpu_count()
+    return max(1, min(cores // (run.threads or 1), 8))
 
 
 def evaluate(

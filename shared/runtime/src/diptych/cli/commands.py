@@ -369,6 +369,6 @@ def _options(model: type[BaseModel], given: dict[str, Any]) -> BaseModel:
 
         problems = [
             f"--{'.'.join(keys).replace('_', '-')}: {sentence}"
-            for keys, sentence in explain(model, values, error)
+            for keys, _, sentence in explain(model, values, error)
         ]
         raise UsageError("\n".join(problems)) from None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import struct
@@ -337,3 +338,17 @@ def test_a_causal_filter_never_looks_ahead() -> None:
     second = filter_recording(changed, 160.0, settings_, 100.0)
     np.testing.assert_array_equal(first[:, :250], second[:, :250])
     assert not np.allclose(first[:, 252:], second[:, 252:])
+
+
+def test_a_full_disk_is_not_blamed_on_a_compressed_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.edf.gz"
+    path.write_bytes(gzip.compress(b"x" * 1000))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("diptych_mvcnet.read._copy_limited", full)
+    with pytest.raises(OSError, match="No space left"):
+        read_recording(path)

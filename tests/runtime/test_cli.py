@@ -336,7 +336,20 @@ def test_recipes_are_listed_and_printed_ready_to_use(
         (TrainingError("diverged: lower optim.lr"), 4, "error: diverged"),
         (InterruptedRun("stopped: --resume goes on"), 5, "error: stopped"),
         (KeyboardInterrupt(), 5, "error: interrupted; run the same command again\n"),
-        (PermissionError(13, "Permission denied", "run"), 2, "error: run: Permission denied\n"),
+        (
+            PermissionError(13, "Permission denied", "run/.run.json.0a1b2c3d"),
+            2,
+            "error: run: permission denied: make its folder writable, or choose another --out\n",
+        ),
+        (
+            PermissionError(13, "Permission denied", "/data/a.edf"),
+            2,
+            "a.edf: permission denied: make it readable, or give another path\n",
+        ),
+        (OSError(30, "Read-only file system", "run"), 2, "run: on a read-only disk: choose"),
+        (OSError(28, "No space left on device"), 2, "error: run or the temporary folder"),
+        (OSError("4096 requested and 512 written"), 2, "no space left: free some space"),
+        (RuntimeError("I/O error: No space left (os error 28)"), 2, "no space left: free some"),
         (MemoryError(), 4, "lower train.batch"),
     ],
 )

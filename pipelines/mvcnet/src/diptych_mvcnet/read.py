@@ -127,6 +127,8 @@ def _plain_file(path: Path, suffix: str, folder: Path, section: EEGDataSection, 
             with opener(path) as packed, plain.open("wb") as unpacked:
                 _copy_limited(packed, unpacked)
         except (lzma.LZMAError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk refused, the file is not to blame
             raise refuse(
                 "file.truncated",
                 name,

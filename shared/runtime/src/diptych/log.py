@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import re
 import sys
 import tempfile
 import traceback
@@ -16,18 +18,24 @@ from diptych.errors import DiptychError, InterruptedRun, TrainingError, UsageErr
 from diptych.progress import is_silent
 
 FILE = "log.txt"
-# What the system refuses and a user can change: no bug of ours.
+_FORBIDDEN = ("permission denied", "make its folder writable, or choose another --out")
+_FULL = ("no space left", "free some space, or choose another --out")
+_OTHER = ("{}", "choose another path")
+# What the system refuses and a user can change, no bug of ours: what it is, and the remedy.
 REFUSALS = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EROFS: ("on a read-only disk", "choose another --out"),
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.ENOTDIR: _OTHER,
+    errno.EISDIR: _OTHER,
+    errno.EEXIST: _OTHER,
+    errno.ENAMETOOLONG: _OTHER,
 }
+# Writers in other languages tell the number in words, numpy tells how much it could not write.
+_NUMBER_IN_WORDS = re.compile(r"\(os error (\d+)\)")
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def append(run: Path | None, text: str) -> Path | None:
     return log
 
 
-def failure(error: BaseException, run: Path | None) -> Failure:
+def failure(error: BaseException, run: Path | None, out: Path | None = None) -> Failure:
     """An exception as an exit code and a message that says what to do next.
 
     A bug is logged: in the run without the exception's own words, which can hold names from
@@ -93,6 +101,7 @@ def failure(error: BaseException, run: Path | None) -> Failure:
     Args:
         error: What was raised.
         run: The run folder of the command, where there is one.
+        out: Where the command writes, as the user gave it.
     """
     if isinstance(error, DiptychError):
         return Failure(error.exit_code, str(error))
@@ -100,8 +109,9 @@ def failure(error: BaseException, run: Path | None) -> Failure:
         resumable = run is not None and (run / "run.json").is_file()
         hint = "--resume goes on with the run" if resumable else "run the same command again"
         return Failure(InterruptedRun.exit_code, f"interrupted; {hint}")
-    if isinstance(error, OSError) and error.errno in REFUSALS:
-        return Failure(UsageError.exit_code, f"{error.filename or 'system'}: {error.strerror}")
+    number = _system_error(error)
+    if number in REFUSALS:
+        return Failure(UsageError.exit_code, _refused(error, number, out))
     if _is_out_of_memory(error):
         return Failure(
             TrainingError.exit_code,
@@ -109,6 +119,33 @@ def failure(error: BaseException, run: Path | None) -> Failure:
         )
     log = append(run, _frames(error)) or _temporary_log(error)
     return Failure(1, f"{_first_line(error)}; this is a bug, the log is {log}; --debug shows it")
+
+
+def _system_error(error: BaseException) -> int | None:
+    """The number of the system's error behind an exception, where there is one."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    words = _NUMBER_IN_WORDS.search(str(error))
+    if words:
+        return int(words.group(1))
+    return errno.ENOSPC if _CUT_SHORT.search(str(error)) else None
+
+
+def _refused(error: BaseException, number: int, out: Path | None) -> str:
+    """What the system refused, under the path that the user gave."""
+    what, remedy = REFUSALS[number]
+    what = what.format(os.strerror(number))
+    name = getattr(error, "filename", None)
+    if name is None:
+        place = f"{out} or the temporary folder {tempfile.gettempdir()}" if out else "the disk"
+        return f"{place}: {what}: {remedy}"
+    path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else Path(str(name))
+    if out is not None and path.absolute().is_relative_to(out.absolute().parent):
+        # What is written beside the output has a name of ours.
+        return f"{out}: {what}: {remedy}"
+    if remedy == _FORBIDDEN[1]:
+        remedy = "make it readable, or give another path"
+    return f"{path}: {what}: {remedy}"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -317,14 +317,16 @@ def _concatenate(parts: Sequence[Path], target: Path, rows: int) -> None:
             f"prepared files differ in shape ({sorted(shapes)}): give all the same channels, "
             "sampling rate and window, or exclude the odd ones"
         )
-    joined = np.lib.format.open_memmap(
-        target, mode="w+", dtype=arrays[0].dtype, shape=(rows, *arrays[0].shape[1:])
-    )
-    start = 0
-    for array in arrays:
-        joined[start : start + len(array)] = array
-        start += len(array)
-    joined.flush()
+    header = {
+        "descr": np.lib.format.dtype_to_descr(arrays[0].dtype),
+        "fortran_order": False,
+        "shape": (rows, *arrays[0].shape[1:]),
+    }
+    # Not through a memory map: on a full disk that kills the process, where a write says so.
+    with target.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for array in arrays:
+            np.ascontiguousarray(array).tofile(stream)
 
 
 def _publish(partial: Path, target: Path) -> None:

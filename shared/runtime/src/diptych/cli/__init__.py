@@ -63,7 +63,7 @@ def _fail(error: BaseException, invocation: Invocation) -> int:
         traceback.print_exception(error)
     if isinstance(error, DataError) and error.findings is not None:
         show(error.findings, as_json=invocation.json)
-    failed = failure(error, invocation.run)
+    failed = failure(error, invocation.run, invocation.out or invocation.run)
     if not is_silent() or failed.exit_code == 1:  # a bug of one process alone must be seen too
         for line in failed.message.splitlines():
             click.echo(f"{click.style('error', fg='red')}: {line}", err=True)

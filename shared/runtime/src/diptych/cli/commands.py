@@ -18,6 +18,7 @@ from diptych.cli.terminal import (
     existing_run,
     field_options,
     invocation,
+    out_option,
     present,
     say,
     set_option,
@@ -79,7 +80,7 @@ def _code(findings: Findings) -> int:
 
 def _demo(pipeline: Pipeline) -> click.Command:
     @click.command(help="Generate a sample, train on it and report.")
-    @click.option("--out", type=PATH, help=f"Folder for it (default demo/{pipeline.name}).")
+    @out_option(f"Folder for it (default demo/{pipeline.name}).", required=False)
     @click.option("--seed", type=int, default=0, show_default=True, help="Seed of sample and fits.")
     def demo(out: Path | None, seed: int) -> None:
         from diptych import verbs
@@ -96,7 +97,7 @@ def _demo(pipeline: Pipeline) -> click.Command:
 
 def _sample(pipeline: Pipeline) -> click.Command:
     @click.command(help="Write the generated sample.")
-    @click.option("--out", type=PATH, required=True, help="Folder for the sample.")
+    @out_option("Folder for the sample.")
     @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
     def sample(out: Path, seed: int) -> None:
         from diptych import verbs
@@ -150,7 +151,7 @@ def _check(pipeline: Pipeline) -> click.Command:
 def _prepare(pipeline: Pipeline) -> click.Command:
     @click.command(help="Check data and write the prepared folder.")
     @click.argument("data", type=PATH)
-    @click.option("--out", type=PATH, required=True, help="The prepared folder.")
+    @out_option("The prepared folder.")
     @configured
     def prepare(
         data: Path, out: Path, recipe: str | None, file: Path | None, sets: tuple[str, ...]
@@ -170,7 +171,7 @@ def _prepare(pipeline: Pipeline) -> click.Command:
 def _train(pipeline: Pipeline) -> click.Command:
     @click.command(help="Train on raw or prepared data, evaluate and report.")
     @click.argument("data", type=PATH, metavar="DATA|PREPARED")
-    @click.option("--out", type=PATH, required=True, help="The run folder.")
+    @out_option("The run folder.")
     @configured
     @click.option("--init", metavar="RUN[:FIT]|FILE", help="Weights to start from.")
     @click.option("--init-partial", is_flag=True, help="Accept that some tensors do not match.")
@@ -257,7 +258,7 @@ def _evaluate(pipeline: Pipeline) -> click.Command:
     @click.argument("target", type=PATH, metavar="RUN|WEIGHTS")
     @click.option("--data", type=PATH, multiple=True, help="Other data; may be repeated.")
     @set_option
-    @click.option("--out", type=PATH, help="Folder for the results of other data.")
+    @out_option("Folder for the results of other data.", required=False)
     def evaluate(
         target: Path, data: tuple[Path, ...], sets: tuple[str, ...], out: Path | None
     ) -> None:
@@ -276,7 +277,7 @@ def _predict(pipeline: Pipeline) -> click.Command:
     @click.command(help="Predict for new data.")
     @click.argument("target", type=PATH, metavar="RUN|WEIGHTS")
     @click.argument("source", type=PATH, metavar="INPUT")
-    @click.option("--out", type=PATH, required=True, help="File or folder for the predictions.")
+    @out_option("File or folder for the predictions.")
     @set_option
     def predict(target: Path, source: Path, out: Path, sets: tuple[str, ...]) -> int:
         existing_run(target)
@@ -324,7 +325,7 @@ def _export(pipeline: Pipeline) -> click.Command:
     @click.option(
         "--format", "form", type=click.Choice(["onnx", "pt2"]), required=True, help="File format."
     )
-    @click.option("--out", type=PATH, required=True, help="File to write.")
+    @out_option("File to write.")
     @click.option("--part", metavar="NAME", help="Which graph, where a model has several.")
     @set_option
     def export(target: Path, form: str, out: Path, part: str | None, sets: tuple[str, ...]) -> None:

@@ -32,12 +32,14 @@ class Invocation:
         debug: Whether a failure shows its traceback.
         json: Whether findings of a failure are printed as JSON alone.
         run: The run folder; keeps the log of a failure once it is a run.
+        out: Where the command writes.
         sets: ``KEY=VALUE`` from options that are aliases of config keys.
     """
 
     debug: bool = False
     json: bool = False
     run: Path | None = None
+    out: Path | None = None
     sets: list[str] = field(default_factory=list)
 
 
@@ -126,6 +128,16 @@ class InOrder(click.Group):
 def _set_debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
         ctx.obj.debug = True
+
+
+def _set_out(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
+    ctx.obj.out = value
+    return value
+
+
+def out_option(words: str, *, required: bool = True) -> Callable[[Function], Function]:
+    """The option ``--out``, remembered for the message of a failure."""
+    return click.option("--out", type=PATH, required=required, callback=_set_out, help=words)
 
 
 debug_option = click.option(

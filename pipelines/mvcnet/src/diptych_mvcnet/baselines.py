@@ -96,6 +96,9 @@ def probabilities(
 ) -> Float[np.ndarray, "n k"]:
     """Class probabilities over all classes; one that training never saw gets 0.
 
+    They are rounded to single precision: eigenvectors differ in their last bits with the place of
+    an array in memory, and a repeated evaluation has to give the same table.
+
     Args:
         estimator: A fitted classifier.
         x: Trials, treated as the training trials were.
@@ -109,7 +112,7 @@ def probabilities(
         proba[:, np.asarray(estimator.classes_, dtype=int)] = estimator.predict_proba(
             np.asarray(x, dtype=np.float64)
         )
-    return proba
+    return proba.astype(np.float32).astype(np.float64)
 
 
 def state_of(estimator: Any) -> dict[str, np.ndarray]:

@@ -101,6 +101,32 @@ def test_several_inputs_give_the_good_ones_and_name_the_misfit(
     }
 
 
+def test_what_a_refused_prediction_recommends_can_be_done(
+    causal_run: Path, stranger: Path, tmp_path: Path
+) -> None:
+    raw = mne.io.read_raw_fif(stranger, preload=True, verbose=False)
+    raw.info["subject_info"] = {"last_name": "Doe"}
+    raw.drop_channels(["C3"]).save(tmp_path / "lacking_raw.fif", verbose=False)
+    run, source = opened(causal_run), tmp_path / "lacking_raw.fif"
+    with pytest.raises(DataError, match="no prediction was written") as caught:
+        run.predict(source, tmp_path / "a.csv")
+    assert "data.exclude" not in str(caught.value)
+    assert caught.value.findings is not None
+    assert "data.interpolate=true" in caught.value.findings.errors[0].fix
+    found = run.predict(source, tmp_path / "b.csv", {"data.interpolate": True})
+    assert all("anonymise" not in finding.fix for finding in found)
+    assert set(pl.read_csv(tmp_path / "b.csv")["flag"]) == {
+        "channel_interpolated;warmup",
+        "channel_interpolated",
+    }
+    raw.rename_channels({"Cz": "Middle"}).save(tmp_path / "other_raw.fif", verbose=False)
+    values = {"data.interpolate": True, "data.rename": {"Middle": "Cz"}}
+    run.predict(tmp_path / "other_raw.fif", tmp_path / "c.csv", values)
+    assert (tmp_path / "b.csv").read_text() == (tmp_path / "c.csv").read_text().replace(
+        "other_raw", "lacking_raw"
+    )
+
+
 def test_nothing_is_written_where_no_recording_fits(
     causal_run: Path, stranger: Path, tmp_path: Path
 ) -> None:

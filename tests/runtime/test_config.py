@@ -342,7 +342,7 @@ def test_after_training_only_free_fields_may_change() -> None:
         override(Toy(), ["train.epochs=3", "train.epoch=3", "predict.subject=[1]"], "predict")
     assert str(caught.value).splitlines() == [
         "--set train.epochs=3: train.epochs is fixed once a model is trained; "
-        "allowed: predict.*, run.*, data.cues",
+        "allowed: predict.*, run.*, data.exclude, data.on_error, data.cues",
         "--set train.epoch=3, train.epoch: unknown key; nearest valid name: train.epochs",
         "--set predict.subject=[1], predict.subject: given [1], allowed: text, or null",
     ]

@@ -26,7 +26,6 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -35,6 +34,7 @@ from pydantic import (
 )
 
 from diptych.config import (
+    AT_PREDICT,
     DataSection,
     OptimSection,
     PredictSection,
@@ -107,7 +107,6 @@ def _known_baselines(names: tuple[str, ...]) -> tuple[str, ...]:
 Codes = Annotated[tuple[str, ...], BeforeValidator(_as_text)]
 Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
 Interval = Annotated[tuple[float, float], AfterValidator(_increasing)]
-AT_PREDICT: dict[str, JsonValue] = {"at_predict": True}
 
 
 class FilterSection(Section):
@@ -135,24 +134,36 @@ class EEGDataSection(DataSection):
     """Which recordings are read, and how trials are cut from them."""
 
     pattern: str | None = Field(
-        None, description='File names, such as "S{subject:03d}R{run:02d}.edf"; null: by folders.'
+        None,
+        description='File names, such as "S{subject:03d}R{run:02d}.edf"; null: by folders.',
+        json_schema_extra=AT_PREDICT,
     )
-    manifest: Path | None = Field(None, description="CSV with path, subject, session and run.")
+    manifest: Path | None = Field(
+        None,
+        description="CSV with path, subject, session and run.",
+        json_schema_extra=AT_PREDICT,
+    )
     moabb: str | None = Field(
         None, description="Name of a MOABB data set; DATA is then the folder of its cache."
     )
     runs: Annotated[tuple[str, ...] | None, BeforeValidator(_as_text)] = Field(
-        None, description="Runs to use; null: all."
+        None, description="Runs to use; null: all.", json_schema_extra=AT_PREDICT
     )
     unit: Literal["auto", "V", "mV", "uV", "nV"] = Field(
-        "auto", description="Unit of the stored samples; auto: as the file says."
+        "auto",
+        description="Unit of the stored samples; auto: as the file says.",
+        json_schema_extra=AT_PREDICT,
     )
     channels: Names | None = Field(None, description="Channels to use; null: all electrodes.")
     rename: dict[str, str] = Field(
-        default_factory=dict, description="Channel names in the files -> names to use."
+        default_factory=dict,
+        description="Channel names in the files -> names to use.",
+        json_schema_extra=AT_PREDICT,
     )
     interpolate: bool = Field(
-        False, description="Fill in missing channels by splines, at most 20 % of them."
+        False,
+        description="Fill in missing channels by splines, at most 20 % of them.",
+        json_schema_extra=AT_PREDICT,
     )
     events: dict[str, Codes] = Field(
         default={
@@ -187,8 +198,16 @@ class EEGDataSection(DataSection):
         json_schema_extra=AT_PREDICT,
     )
     anonymise: bool = Field(False, description="Write copies without identifying header fields.")
-    repair_crlf: bool = Field(False, description="Undo line-end conversion of a copied file.")
-    allow_truncated: bool = Field(False, description="Use the whole records of a cut file.")
+    repair_crlf: bool = Field(
+        False,
+        description="Undo line-end conversion of a copied file.",
+        json_schema_extra=AT_PREDICT,
+    )
+    allow_truncated: bool = Field(
+        False,
+        description="Use the whole records of a cut file.",
+        json_schema_extra=AT_PREDICT,
+    )
     allow_download: bool = Field(False, description="Let MOABB fetch what its cache lacks.")
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,13 @@ if TYPE_CHECKING:
     from diptych.prepared import Prepared
 
 WARMUP_TRIALS = 5
-MISMATCHES = ("channel.missing", "channel.none", "sfreq.differs")
+# Findings about a recording that are differences to the model here, and their remedies.
+MISMATCHES = {
+    "channel.missing": "--set data.interpolate=true fills in electrodes, at most 20 % of them; "
+    "--set 'data.rename={THIS: THAT}' uses channel THIS as THAT",
+    "sfreq.differs": "train a model for this rate with data.resample_hz",
+}
+PHI_FIX = "nothing to do: predictions hold no header; they name the file as it is called"
 _EXPORT_BATCH = 4
 
 
@@ -182,7 +188,7 @@ def predict(config: MVCNetConfig, trained: Trained, source: Path, out: Path) -> 
         name = path.name if source.is_file() else path.relative_to(source).as_posix()
         try:
             recording = read_recording(path, data=config.data, name=name)
-            findings += [f for f in recording.findings if f.severity != "note"]
+            findings += _heard(recording.findings)
             tables.append(predict_recording(decoder, recording))
         except DataError as error:
             findings += _as_mismatch(error, name)
@@ -329,14 +335,23 @@ def mismatch(where: str, found: str, fix: str) -> DataError:
     return refuse("model.mismatch", where, found, fix)
 
 
+def _heard(findings: Sequence[Finding]) -> list[Finding]:
+    """What the reader saw, but for notes."""
+    return [
+        replace(one, fix=PHI_FIX) if one.code == "header.phi" else one
+        for one in findings
+        if one.severity != "note"
+    ]
+
+
 def _as_mismatch(error: DataError, name: str) -> list[Finding]:
     """The findings of a refused recording; a difference to the model is called one."""
     found: list[Any] = list(error.findings or ())
     if not found:
         found = [Finding("error", "file.unreadable", name, str(error), "check the file")]
     return [
-        Finding(one.severity, "model.mismatch", one.where, one.found, one.fix)
+        replace(one, code="model.mismatch", fix=MISMATCHES[one.code])
         if one.code in MISMATCHES
         else one
-        for one in found
+        for one in _heard(found)
     ]

@@ -12,7 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from pydantic.fields import FieldInfo
 
 from diptych.configfile import (
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
     from diptych.contract import Fit
 
 Model = TypeVar("Model", bound=BaseModel)
+AT_PREDICT: dict[str, JsonValue] = {"at_predict": True}  # may change once a model is trained
 
 
 class Section(BaseModel):
@@ -44,9 +53,14 @@ class Section(BaseModel):
 class DataSection(Section):
     """Which input files are used."""
 
-    exclude: tuple[str, ...] = Field((), description="Glob patterns of files to leave out.")
+    exclude: tuple[str, ...] = Field(
+        (), description="Glob patterns of files to leave out.", json_schema_extra=AT_PREDICT
+    )
     on_error: Literal["stop", "skip"] = Field(
-        "stop", description="What a file-level error does: stop, or leave the file out."
+        "stop",
+        description="What a file-level error does: stop, or leave the file out (predict always "
+        "goes on).",
+        json_schema_extra=AT_PREDICT,
     )
 
 

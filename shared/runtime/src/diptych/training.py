@@ -120,19 +120,21 @@ def check_source(pipeline: Pipeline, data: Path, config: Any) -> Findings:
     return findings
 
 
-def refuse_errors(findings: Findings) -> None:
-    """Stop at findings of severity error.
+MEND = (
+    "mend them, or leave single files out with --set data.exclude=[PATTERN] or "
+    "--set data.on_error=skip"
+)
+
+
+def refuse_errors(findings: Findings, remedy: str = MEND) -> None:
+    """Stop at findings of severity error; ``remedy`` says what to do.
 
     Raises:
         DataError: With all findings.
     """
     if findings.errors:
         count = len(findings.errors)
-        raise DataError(
-            f"{count} error{'s' if count > 1 else ''} in the data: mend them, or leave single "
-            "files out with --set data.exclude=[PATTERN] or --set data.on_error=skip",
-            findings,
-        )
+        raise DataError(f"{count} error{'s' * (count > 1)} in the data: {remedy}", findings)
 
 
 def _require_prepared_for(pipeline: Pipeline, data: Path, config: Any) -> None:

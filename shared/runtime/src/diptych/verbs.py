@@ -266,7 +266,8 @@ def predict(
     findings = pipeline.predict(trained.config, trained, source, out)
     if findings.errors:
         write_json(_beside(out), findings.to_json())
-        refuse_errors(findings)
+        rest = f"{out} holds the others" if out.exists() else "no prediction was written"
+        refuse_errors(findings, f"what they name was not decoded; {rest}")
     return findings
 
 

@@ -370,6 +370,15 @@ def test_each_failure_has_its_code_and_no_traceback(
     assert list(tmp_path.glob("*.log")) == []
 
 
+def test_a_refusal_that_is_one_finding_is_said_once(
+    called: MagicMock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called.predict.side_effect = DataError(ERROR.line(), Findings((ERROR,)))
+    assert diptych("toy predict data data --out new") == 3
+    shown = "error file.cut: für a.edf\n    ends early\n    copy it again\n"
+    assert capsys.readouterr().err == shown
+
+
 def test_an_interrupted_run_is_told_to_resume(
     called: MagicMock, capsys: pytest.CaptureFixture[str]
 ) -> None:

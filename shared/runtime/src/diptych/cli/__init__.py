@@ -61,12 +61,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _fail(error: BaseException, invocation: Invocation) -> int:
     if invocation.debug:
         traceback.print_exception(error)
+    said: set[str] = set()
     if isinstance(error, DataError) and error.findings is not None:
         show(error.findings, as_json=invocation.json)
+        said = {finding.line() for finding in error.findings}
     failed = failure(error, invocation.run, invocation.out or invocation.run)
     if not is_silent() or failed.exit_code == 1:  # a bug of one process alone must be seen too
         for line in failed.message.splitlines():
-            click.echo(f"{click.style('error', fg='red')}: {line}", err=True)
+            if line not in said:
+                click.echo(f"{click.style('error', fg='red')}: {line}", err=True)
     # Fabric ends the first process as soon as one that it started fails: let the first one speak.
     return 0 if _was_started_by_fabric() and isinstance(error, DiptychError) else failed.exit_code
 

@@ -31,8 +31,8 @@ OLDEST = (3, 11)
 SHARED = ["shared/contrast", "shared/runtime"]
 TOOLS = [
     "build", "codespell", "deptry", "edfio", "eeglabio", "furo", "hatchling", "hypothesis",
-    "import-linter", "mypy", "myst-parser", "onnx", "onnxruntime", "onnxscript", "psutil", "pybv", "pytest",
-    "pytest-cov", "pytest-timeout", "pytest-xdist", "ruff", "sphinx", "tensorboard",
+    "import-linter", "mypy", "myst-parser", "onnx", "onnxruntime", "onnxscript", "psutil", "pybv",
+    "pytest", "pytest-cov", "pytest-timeout", "pytest-xdist", "ruff", "sphinx", "tensorboard",
 ]  # fmt: skip
 
 

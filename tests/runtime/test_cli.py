@@ -223,6 +223,19 @@ def test_check_prints_findings_and_counts_for_people(
     assert cli.run(["toy", "check", "data"]) == 0
 
 
+def test_names_are_shown_on_request_alone(
+    capsys: pytest.CaptureFixture[str], called: MagicMock
+) -> None:
+    called.check.return_value = Findings((NOTE,), {"subject Ann": "subject S-1", "b.edf": "12ab"})
+    assert diptych("toy check data") == 0
+    assert "Ann" not in capsys.readouterr().out
+    assert diptych("toy check data --names") == 0
+    assert capsys.readouterr().out.endswith(
+        "1 note\nsubject S-1  subject Ann\n12ab         b.edf\n"
+    )
+    assert diptych("toy check data --names --json") == 2
+
+
 def test_equal_findings_share_a_paragraph_and_errors_come_first(
     capsys: pytest.CaptureFixture[str], called: MagicMock
 ) -> None:
@@ -336,20 +349,7 @@ def test_recipes_are_listed_and_printed_ready_to_use(
         (TrainingError("diverged: lower optim.lr"), 4, "error: diverged"),
         (InterruptedRun("stopped: --resume goes on"), 5, "error: stopped"),
         (KeyboardInterrupt(), 5, "error: interrupted; run the same command again\n"),
-        (
-            PermissionError(13, "Permission denied", "run/.run.json.0a1b2c3d"),
-            2,
-            "error: run: permission denied: make its folder writable, or choose another --out\n",
-        ),
-        (
-            PermissionError(13, "Permission denied", "/data/a.edf"),
-            2,
-            "a.edf: permission denied: make it readable, or give another path\n",
-        ),
-        (OSError(30, "Read-only file system", "run"), 2, "run: on a read-only disk: choose"),
-        (OSError(28, "No space left on device"), 2, "error: run or the temporary folder"),
-        (OSError("4096 requested and 512 written"), 2, "no space left: free some space"),
-        (RuntimeError("I/O error: No space left (os error 28)"), 2, "no space left: free some"),
+        (PermissionError(13, "Permission denied", "run"), 2, "error: run: permission denied: "),
         (MemoryError(), 4, "lower train.batch"),
     ],
 )
@@ -444,25 +444,6 @@ def test_other_processes_of_a_launch_are_silent(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert diptych("toy train data --out run") == 4
     assert capsys.readouterr() == ("", "")
-
-
-def test_messages_of_the_package_reach_the_terminal_and_the_runs_log(
-    called: MagicMock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import logging
-
-    def train(*_: Any, **__: Any) -> Path:
-        Path("run").mkdir()
-        logging.getLogger("diptych.training").info("before the run")
-        Path("run/run.json").write_text("{}")
-        logging.getLogger("diptych.training").warning("2 of 3 tensors match")
-        return Path("run")
-
-    called.train.side_effect = train
-    assert diptych("toy train data --out run") == 0
-    assert capsys.readouterr().err == "before the run\n2 of 3 tensors match\n"
-    assert Path("run/log.txt").read_text() == "warning: 2 of 3 tensors match\n"
-    assert logging.getLogger("diptych").handlers == []
 
 
 def test_python_walks_the_same_way(called: MagicMock) -> None:

@@ -81,3 +81,17 @@ def test_a_line_says_what_where_and_how_to_mend_it() -> None:
 def test_each_kind_of_error_has_its_exit_code(kind: type[DiptychError], code: int) -> None:
     assert kind.exit_code == code
     assert str(kind("what to do")) == "what to do"
+
+
+def test_warnings_are_summed_up_by_code_in_a_few_lines() -> None:
+    twelve = [warning(f"code.{number}", "a.edf") for number in range(12)]
+    lines = Findings((warning("code.0", "b.edf"), *twelve)).summary()
+    assert lines[0] == "warning code.0 (2, such as): b.edf: odd; look"
+    assert lines[1] == "warning code.1: a.edf: odd; look"
+    assert len(lines) == 11
+    assert lines[-1] == "and 2 more: see the report"
+    assert Findings((Finding("note", "a", "b", "c", "d"),)).summary() == []
+
+
+def warning(code: str, where: str) -> Finding:
+    return Finding("warning", code, where, "odd", "look")

@@ -66,6 +66,24 @@ class Findings:
         """The findings that go to the report as warnings."""
         return tuple(finding for finding in self.items if finding.severity == "warning")
 
+    def summary(self, most: int = 10) -> list[str]:
+        """The warnings in a few lines, those of one code together.
+
+        Args:
+            most: Lines at most; one more says how many codes are left out.
+        """
+        by_code: dict[str, list[Finding]] = {}
+        for finding in self.warnings:
+            by_code.setdefault(finding.code, []).append(finding)
+        lines = [
+            group[0].line().replace(": ", f" ({len(group)}, such as): ", 1)
+            if len(group) > 1
+            else group[0].line()
+            for group in by_code.values()
+        ]
+        rest = len(lines) - most
+        return lines[:most] + ([f"and {rest} more: see the report"] if rest > 0 else [])
+
     def to_json(self) -> dict[str, Any]:
         """The binding form of ``--json`` and of ``findings.json``."""
         return {

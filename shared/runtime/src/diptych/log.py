@@ -18,6 +18,7 @@ from diptych.errors import DiptychError, InterruptedRun, TrainingError, UsageErr
 from diptych.progress import is_silent
 
 FILE = "log.txt"
+TERMINAL_ONLY = {"terminal_only": True}  # ``extra=`` of a message with the user's own names
 _FORBIDDEN = ("permission denied", "make its folder writable, or choose another --out")
 _FULL = ("no space left", "free some space, or choose another --out")
 _OTHER = ("{}", "choose another path")
@@ -75,7 +76,8 @@ class _Messages(logging.Handler):
             return
         text = record.getMessage()
         print(text, file=sys.stderr, flush=True)
-        append(self._run(), f"{record.levelname.lower()}: {text}")
+        if not hasattr(record, "terminal_only"):
+            append(self._run(), f"{record.levelname.lower()}: {text}")
 
 
 def append(run: Path | None, text: str) -> Path | None:

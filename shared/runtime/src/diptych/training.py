@@ -17,6 +17,7 @@ from diptych.contract import Config, Fit, FitResult, Pipeline
 from diptych.errors import DataError, UsageError
 from diptych.files import read_json, write_json
 from diptych.findings import Finding, Findings
+from diptych.log import TERMINAL_ONLY
 from diptych.run import RunFolder, TrainedFits
 from diptych.split import leakage, level_keys
 
@@ -83,10 +84,8 @@ def open_job(
         runs.refuse_occupied(folder.path)
         runs.refuse_inside(folder.path, data)
         findings = check_source(pipeline, data, config)
-        if findings.warnings:
-            log.info(
-                "%d warnings about the data: see 'check' or the report", len(findings.warnings)
-            )
+        for line in findings.summary():
+            log.warning("%s", line, extra=TERMINAL_ONLY)
         runs.create(folder, pipeline, config, command)  # type: ignore[arg-type]
         write_json(folder.path / "findings.json", findings.redacted().to_json())
         with _removed_on_error(folder.path, keep_folder=existed):

@@ -23,6 +23,7 @@ from diptych.cli.terminal import (
     say,
     set_option,
     show,
+    show_names,
 )
 from diptych.config import default_recipe, list_recipes, load, recipes_folder
 from diptych.contract import Pipeline, Verb
@@ -133,9 +134,17 @@ def _check(pipeline: Pipeline) -> click.Command:
     @click.argument("data", type=PATH)
     @configured
     @click.option("--json", "as_json", is_flag=True, help="Print JSON alone.")
+    @click.option("--names", is_flag=True, help="Print which pseudonym stands for whom, too.")
     def check(
-        data: Path, recipe: str | None, file: Path | None, sets: tuple[str, ...], as_json: bool
+        data: Path,
+        recipe: str | None,
+        file: Path | None,
+        sets: tuple[str, ...],
+        as_json: bool,
+        names: bool,
     ) -> int:
+        if as_json and names:
+            raise UsageError("--names: JSON holds none: leave out --json or --names")
         invocation().json = as_json
         config = _config(pipeline, recipe, file, sets)
         present(data, "DATA")
@@ -143,6 +152,8 @@ def _check(pipeline: Pipeline) -> click.Command:
 
         findings = verbs.check(pipeline, data, config)
         show(findings, as_json=as_json, on_stderr=False)
+        if names:
+            show_names(findings)
         return _code(findings)
 
     return check

@@ -81,6 +81,13 @@ def show(findings: Findings, *, as_json: bool = False, on_stderr: bool = True) -
         say(_counts(findings))
 
 
+def show_names(findings: Findings) -> None:
+    """Print which pseudonym stands for which name of the user's; nothing is written."""
+    width = max(map(len, findings.names.values()), default=0)
+    for own, stands_for_it in findings.names.items():
+        say(f"{stands_for_it:<{width}}  {own}")
+
+
 def _counts(findings: Findings) -> str:
     notes = len(findings) - len(findings.errors) - len(findings.warnings)
     counts = ((len(findings.errors), "error"), (len(findings.warnings), "warning"), (notes, "note"))

@@ -297,6 +297,47 @@ def test_a_split_file_that_fits_no_trial_is_an_error(tmp_path: Path) -> None:
     assert ("error", "split.unmatched") in named(findings)
 
 
+def test_the_users_split_is_called_by_its_name_on_the_terminal_alone(tmp_path: Path) -> None:
+    split = tmp_path / "Mueller.csv"
+    split.write_text("subject,split\na,train\na,test\n")
+    values = {"split": {"kind": "fixed", "file": str(split)}}
+    trials = save_trials(tmp_path / "x.npz", subject=["a"] * 20 + ["b"] * 20)
+    findings = check(MVCNetConfig.model_validate(values), trials)
+    (overlap,) = (one for one in findings if one.code == "split.overlap")
+    assert overlap.where == f"{split}, subject a"
+    split.write_text("subject,split\na,train\n")
+    findings = check(MVCNetConfig.model_validate(values), trials)
+    wheres = {one.code: one.where for one in findings if one.code.startswith("split.")}
+    assert wheres == {"split.unmatched": str(split), "split.impossible": str(split)}
+    assert "Mueller" not in json.dumps(findings.redacted().to_json())
+
+
+def test_a_protocol_that_the_data_do_not_allow_names_the_subject(tmp_path: Path) -> None:
+    trials = save_trials(tmp_path / "x.npz", subject=["a"] * 20 + ["b"] * 20)
+    values = {"split": {"kind": "cross_run"}}
+    findings = check(MVCNetConfig.model_validate(values), trials)
+    (impossible,) = (one for one in findings if one.code == "split.impossible")
+    assert impossible.where == "subject a"
+
+
+@pytest.mark.parametrize(
+    ("factor", "fix"),
+    [
+        (1e-3, "--set data.unit=mV makes it"),
+        (1e-6, "--set data.unit=V makes it"),
+        (1e3, "--set data.unit=nV makes it"),
+        (1e6, "no unit makes them plausible"),
+    ],
+)
+def test_an_implausible_amplitude_names_the_one_unit_that_would_fit(
+    tmp_path: Path, factor: float, fix: str
+) -> None:
+    x = np.random.default_rng(0).normal(0, 20, (40, 3, 200)) * factor
+    (unit,) = check(config(), save_trials(tmp_path / "x.npz", X=x)).errors
+    assert unit.code == "unit.implausible"
+    assert unit.fix.startswith(fix)
+
+
 def test_identifying_fields_of_other_headers_are_found(tmp_path: Path) -> None:
     raw = simulated(20)
     raw.info["subject_info"] = {"last_name": "Doe"}

@@ -73,6 +73,40 @@ def test_a_single_file_is_a_subject_of_its_own(tmp_path: Path) -> None:
     assert [(one.subject, one.name) for one in located] == [("visit", "visit.edf")]
 
 
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize(
+    ("data", "where", "fix"),
+    [
+        ({"exclude": ["*"]}, "data.exclude", "exclude fewer"),
+        ({"runs": [9]}, "data.runs", "there are 4"),
+        ({"pattern": "P{subject:d}.edf"}, "data.pattern", "S{subject:01d}R{run:01d}.edf"),
+    ],
+)
+def test_what_leaves_no_recording_is_an_error_that_names_it(
+    tmp_path: Path, single: bool, data: dict[str, object], where: str, fix: str
+) -> None:
+    place(tmp_path, "S1R4.edf")
+    data = {"pattern": "S{subject:d}R{run:d}.edf", **data}
+    source = tmp_path / "S1R4.edf" if single else tmp_path
+    located, findings = find_recordings(source, EEGDataSection.model_validate(data))
+    assert located == []
+    assert [(one.severity, one.code, one.where) for one in findings] == [
+        ("error", "file.none", where)
+    ]
+    assert fix in findings[0].fix
+
+
+def test_a_wrong_pattern_reads_differently_from_a_forgotten_one(tmp_path: Path) -> None:
+    place(tmp_path, "S1R4.edf", "S2R4.edf", "odd.edf")
+    section = EEGDataSection(pattern="s{subject:03d}.edf")
+    (wrong,) = find_recordings(tmp_path, section)[1]
+    assert wrong.found == "'s{subject:03d}.edf' fits none of 3 file names, such as S1R4.edf"
+    section = EEGDataSection(pattern="S{subject:d}R{run:d}.edf")
+    (odd,) = find_recordings(tmp_path, section)[1]
+    assert (odd.severity, odd.where) == ("warning", "odd.edf")
+    assert "does not fit data.pattern" in odd.found
+
+
 def test_companion_files_are_no_finding_and_foreign_ones_are(tmp_path: Path) -> None:
     place(tmp_path, "1/a.vhdr", "1/a.vmrk", "1/a.eeg", "1/old.xdf", "1/old.mat", ".cache/x.bin")
     for data in ({}, {"pattern": "{subject}.vhdr"}):

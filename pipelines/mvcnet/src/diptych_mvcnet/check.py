@@ -31,6 +31,7 @@ from diptych_mvcnet.montage import is_electrode
 from diptych_mvcnet.recordings import Recording, refuse
 from diptych_mvcnet.signals import check_signal
 from diptych_mvcnet.sources import open_sources, read_located
+from diptych_mvcnet.split import SPLIT_FILE
 from diptych_mvcnet.split_file import SplitFile, read_split_file
 
 CYCLES = 3
@@ -65,7 +66,7 @@ class Surveyed:
     @property
     def is_usable(self) -> bool:
         """Whether no finding about this file is an error."""
-        return all(finding.severity != "error" for finding in self.findings)
+        return not _errors(self.findings)
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,21 @@ def survey(
         failed = len(files) < len(surveyed) and config.data.on_error == "stop"
         rows = [one.rows for one in files if one.rows is not None]
         together += check_set(rows, channels, config, split, complete=not failed)
-    elif not surveyed or config.data.on_error == "skip":
+    elif config.data.on_error == "skip" or not (surveyed or _errors(findings)):
         together.append(
             Finding("error", "file.none", "the data", "no recording can be used", NO_RECORDING)
         )
     own = [finding for one in surveyed for finding in _for_report(one, config)]
-    hidden = {one.located.name: one.source.name for one in surveyed}
-    hidden |= {f"subject {own_name}": f"subject {name}" for own_name, name in names.items()}
+    hidden = {f"subject {own_name}": f"subject {name}" for own_name, name in names.items()}
+    hidden |= {one.located.name: one.source.name for one in surveyed}
+    if split is not None:
+        hidden[split.name] = SPLIT_FILE
     everything = Findings((*findings, *own, *together), hidden)
     return Survey(everything, files, channels, sfreq, names, split)
+
+
+def _errors(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity == "error"]
 
 
 def _for_report(one: Surveyed, config: MVCNetConfig) -> list[Finding]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import polars as pl
 
 from diptych.errors import DataError
 from diptych.findings import Finding, Severity
 from diptych_mvcnet.config import MVCNetConfig
-from diptych_mvcnet.split import make_splits
+from diptych_mvcnet.split import SPLIT_FILE, make_splits
 from diptych_mvcnet.split_file import SplitFile, join_split_file
 
 FEW, TOO_FEW = 20, 5
@@ -54,7 +55,10 @@ def check_set(
                 gap_trials=config.split.gap_trials,
             )
         except DataError as error:
-            findings += error.findings or ()
+            findings += [
+                replace(one, where=split.name) if split and one.where == SPLIT_FILE else one
+                for one in error.findings or ()
+            ]
     parts = [(set(one.train) | set(one.validation), set(one.test)) for one in splits]
     return findings + _duplicate_trials(table, parts)
 
@@ -159,7 +163,7 @@ def _unmatched_split(table: pl.DataFrame, split: SplitFile) -> list[Finding]:
         Finding(
             severity,
             "split.unmatched",
-            "split.file",
+            split.name,
             f"{table.height - matched} of {table.height} trials are in no line of it",
             "they are in no part; subjects, sessions and runs are named as in the files, "
             "trials count from 0",

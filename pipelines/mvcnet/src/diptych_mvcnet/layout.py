@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,9 +73,9 @@ def find_recordings(data: Path, section: EEGDataSection) -> tuple[list[Located],
     if not data.exists():
         raise UsageError(f"{data}: no such file or folder: give a recording or a folder of them")
     if data.is_file():
-        return _single(data, section)
+        return _chosen(*_single(data, section), section)
     if section.manifest is not None:
-        return _chosen(_from_manifest(section.manifest, data), section), []
+        return _chosen(_from_manifest(section.manifest, data), [], section)
     found: list[Located] = []
     unmatched: list[Path] = []
     foreign: list[str] = []
@@ -91,16 +91,21 @@ def find_recordings(data: Path, section: EEGDataSection) -> tuple[list[Located],
         else:
             found.append(_located(path, name, placed, _bids_root(data, name)))
     if not found and len(unmatched) == 1 and section.pattern is None:
-        return _single(unmatched[0], section)
+        return _chosen(*_single(unmatched[0], section), section)
     names = [path.relative_to(data).as_posix() for path in unmatched]
-    findings = [_unmatched(name) for name in names] + [_foreign(name) for name in foreign]
-    excluded = _excluded((one.where for one in findings), section)
-    return _chosen(found, section), [one for one in findings if one.where not in excluded]
+    if section.pattern is not None and names and not found:
+        return [], [_pattern_of_nothing(section.pattern, names)]
+    findings = [_unmatched(name, section.pattern) for name in names]
+    return _chosen(found, findings + [_foreign(name) for name in foreign], section)
 
 
 def _single(path: Path, section: EEGDataSection) -> tuple[list[Located], list[Finding]]:
-    placed = _by_pattern(path.name, section.pattern) if section.pattern else None
-    placed = placed or _by_entities(path.name) or {"subject": path.name.partition(".")[0]}
+    if section.pattern is None:
+        placed = _by_entities(path.name) or {"subject": path.name.partition(".")[0]}
+    elif (by_pattern := _by_pattern(path.name, section.pattern)) is not None:
+        placed = by_pattern
+    else:
+        return [], [_pattern_of_nothing(section.pattern, [path.name])]
     return [_located(path, path.name, placed)], []
 
 
@@ -232,16 +237,26 @@ def _from_manifest(manifest: Path, data: Path) -> list[Located]:
     return located
 
 
-def _chosen(found: list[Located], section: EEGDataSection) -> list[Located]:
+def _chosen(
+    found: list[Located], findings: list[Finding], section: EEGDataSection
+) -> tuple[list[Located], list[Finding]]:
     """Without excluded files and other runs, in the order of the data's time."""
-    excluded = _excluded((one.name for one in found), section)
-    kept = [one for one in found if one.name not in excluded]
-    runs = None if section.runs is None else {run.lstrip("0") or "0" for run in section.runs}
-    if runs is not None:
+    named = [one.name for one in found] + [one.where for one in findings]
+    left_out = excluded(named, section.exclude)
+    findings = [one for one in findings if one.where not in left_out]
+    kept = [one for one in found if one.name not in left_out]
+    if found and not kept:
+        findings.append(_nothing_left("data.exclude", len(found), "exclude fewer files"))
+    if kept and section.runs is not None:
+        there = ", ".join(sorted({one.run for one in kept}, key=natural)[:20])
+        runs = {run.lstrip("0") or "0" for run in section.runs}
         kept = [one for one in kept if (one.run.lstrip("0") or "0") in runs]
-    return sorted(
+        if not kept:
+            findings.append(_nothing_left("data.runs", len(found), f"there are {there}"))
+    order = sorted(
         kept, key=lambda one: tuple(map(natural, (one.subject, one.session, one.run, one.name)))
     )
+    return order, findings
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -252,23 +267,47 @@ def natural(text: str) -> tuple[tuple[int, int, str], ...]:
     )
 
 
-def _excluded(names: Iterable[str], section: EEGDataSection) -> set[str]:
+def excluded(names: Iterable[str], globs: Sequence[str]) -> set[str]:
+    """The names that ``data.exclude`` leaves out.
+
+    Args:
+        names: Files by their path below the data folder, with ``/``.
+        globs: Each fits a whole path or a file name.
+    """
     return {
         name
         for name in names
         if any(
             fnmatch.fnmatch(name, glob) or fnmatch.fnmatch(name.rpartition("/")[2], glob)
-            for glob in section.exclude
+            for glob in globs
         )
     }
 
 
-def _unmatched(name: str) -> Finding:
+def _nothing_left(key: str, count: int, fix: str) -> Finding:
+    what = "the only recording" if count == 1 else f"all of {count} recordings"
+    return Finding("error", "file.none", key, f"it leaves out {what}", fix)
+
+
+def _pattern_of_nothing(pattern: str, names: Sequence[str]) -> Finding:
+    what = f"none of {len(names)} file names, such as" if len(names) > 1 else "not the file name"
+    return Finding(
+        "error",
+        "file.none",
+        "data.pattern",
+        f"{pattern!r} fits {what} {names[0]}",
+        f"--set 'data.pattern={suggest_pattern(names[0])}' would fit this one",
+    )
+
+
+def _unmatched(name: str, pattern: str | None) -> Finding:
     return Finding(
         "warning",
         "file.unmatched",
         name,
-        "no subject follows from its name or folder; it is not used",
+        "no subject follows from its name or folder; it is not used"
+        if pattern is None
+        else f"its name does not fit data.pattern {pattern!r}; it is not used",
         f"--set 'data.pattern={suggest_pattern(name)}' names the parts of file names, "
         "data.manifest lists files, data.exclude leaves them out",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from diptych_mvcnet.align import (
 from diptych_mvcnet.config import MVCNetConfig
 from diptych_mvcnet.epochs import Cut, cut_epochs, find_cues
 from diptych_mvcnet.evaluate import ALIGNMENT, probabilities
+from diptych_mvcnet.layout import excluded
 from diptych_mvcnet.parts import for_strangers
 from diptych_mvcnet.read import SUPPORTED_SUFFIXES, format_of, read_recording
 from diptych_mvcnet.recordings import Recording, refuse
@@ -185,7 +185,7 @@ def predict(config: MVCNetConfig, trained: Trained, source: Path, out: Path) -> 
     decoder, findings = open_decoder(config, trained)
     tables = []
     for path in progress(_recordings(source, config), "predict"):
-        name = path.name if source.is_file() else path.relative_to(source).as_posix()
+        name = _called(path, source)
         try:
             recording = read_recording(path, data=config.data, name=name)
             findings += _heard(recording.findings)
@@ -285,19 +285,21 @@ def export(
 
 def _recordings(source: Path, config: MVCNetConfig) -> list[Path]:
     paths = [source] if source.is_file() else sorted(source.rglob("*"))
-    found = [
-        path
-        for path in paths
-        if path.is_file()
-        and format_of(path) is not None
-        and not any(fnmatch.fnmatch(path.name, glob) for glob in config.data.exclude)
-    ]
+    found = {_called(path, source): path for path in paths if path.is_file() and format_of(path)}
     if not found:
         raise UsageError(
             f"{source}: no recording ({', '.join(SUPPORTED_SUFFIXES)}, also as .xz or .gz): "
             "give a file or a folder of them"
         )
-    return found
+    left_out = excluded(found, config.data.exclude)
+    if len(left_out) == len(found):
+        raise UsageError(f"{source}: data.exclude leaves out every recording: exclude fewer")
+    return [path for name, path in found.items() if name not in left_out]
+
+
+def _called(path: Path, source: Path) -> str:
+    """What findings and predictions call a recording."""
+    return path.name if source.is_file() else path.relative_to(source).as_posix()
 
 
 def _cut(decoder: Decoder, recording: Recording) -> Cut:

@@ -21,7 +21,7 @@ from diptych_mvcnet import headers
 from diptych_mvcnet.config import EEGDataSection
 from diptych_mvcnet.epochs import Cut, cut_epochs
 from diptych_mvcnet.montage import clean_names
-from diptych_mvcnet.recordings import Recording, Trials, refusal, refuse
+from diptych_mvcnet.recordings import IN_MICROVOLT, Recording, Trials, refusal, refuse
 from diptych_mvcnet.trials import from_mne, read_npz
 
 __all__ = [
@@ -40,7 +40,6 @@ SUPPORTED_SUFFIXES: tuple[str, ...] = (
 COMPRESSED = (".xz", ".gz")
 MANY_FILES = (".vhdr",)
 UNPACKED_LIMIT = 16 << 30
-UNIT_IN_VOLT: Mapping[str, float] = {"V": 1.0, "mV": 1e-3, "uV": 1e-6, "nV": 1e-9}
 _CHUNK = 1 << 20
 
 
@@ -300,10 +299,11 @@ def _tidied(raw: Any, section: EEGDataSection, name: str, findings: list[Finding
     first = raw.ch_names[0]
     names = clean_names(raw.ch_names, section.rename)
     raw.rename_channels(dict(zip(raw.ch_names, names, strict=True)), verbose="error")
-    scale = 1e6
-    if section.unit != "auto":
-        stated = str(original.get(first, "V")).replace("µ", "u").replace("μ", "u")
-        scale *= UNIT_IN_VOLT[section.unit] / UNIT_IN_VOLT.get(stated, 1.0)
+    stated = str(original.get(first, "V")).replace("µ", "u").replace("μ", "u")
+    stated = stated if stated in IN_MICROVOLT else "V"
+    unit = stated if section.unit == "auto" else section.unit
+    scale = 1e6 * IN_MICROVOLT[unit] / IN_MICROVOLT[stated]
     types = raw.get_channel_types()
     eeg = tuple(name for name, kind in zip(names, types, strict=True) if kind == "eeg")
-    return Recording(name, raw, None, eeg, float(raw.info["sfreq"]), scale, tuple(findings))
+    sfreq = float(raw.info["sfreq"])
+    return Recording(name, raw, None, eeg, sfreq, scale, unit, tuple(findings))

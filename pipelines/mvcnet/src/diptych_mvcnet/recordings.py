@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,8 @@ from jaxtyping import Float
 
 from diptych.errors import DataError
 from diptych.findings import Finding, Findings
+
+IN_MICROVOLT: Mapping[str, float] = {"V": 1e6, "mV": 1e3, "uV": 1.0, "nV": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Recording:
         epochs: Trials of a file that holds trials, or None.
         ch_names: Cleaned names of its EEG channels, in the file's order.
         sfreq: Hz.
+        unit: What the samples of the file were taken for, as in ``data.unit``.
         scale: What turns the samples of ``raw`` (volt, as MNE reads them) into microvolt.
         findings: What the reader saw; no error among them.
     """
@@ -53,6 +57,7 @@ class Recording:
     ch_names: tuple[str, ...]
     sfreq: float
     scale: float = 1e6
+    unit: str = "V"
     findings: tuple[Finding, ...] = field(default_factory=tuple)
 
     def signal(self, channels: tuple[str, ...]) -> Float[np.ndarray, "c t"]:

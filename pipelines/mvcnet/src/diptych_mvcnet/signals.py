@@ -11,7 +11,7 @@ from scipy.signal import welch
 
 from diptych.findings import Finding, Severity
 from diptych_mvcnet.config import EEGDataSection
-from diptych_mvcnet.recordings import Recording
+from diptych_mvcnet.recordings import IN_MICROVOLT, Recording
 
 BLOCK_S = 1.0
 FLAT_UV = 0.1
@@ -34,6 +34,7 @@ class _Signal:
     channels: tuple[str, ...]
     sfreq: float
     name: str
+    unit: str
 
     def finding(self, severity: Severity, code: str, channel: str, found: str, fix: str) -> Finding:
         where = f"{self.name}, channel {channel}" if channel else self.name
@@ -69,7 +70,7 @@ def check_signal(
         length = min(length, recording.epochs.x.shape[2])
     whole = max(x.shape[1] // length, 1) * length
     blocks = x[:, :whole].reshape(len(names), -1, min(length, x.shape[1]))
-    signal = _Signal(x, blocks.std(axis=2), names, recording.sfreq, recording.name)
+    signal = _Signal(x, blocks.std(axis=2), names, recording.sfreq, recording.name, recording.unit)
     flat = (signal.block_std < FLAT_UV).mean(axis=1) > FLAT_PART
     findings = _implausible_unit(signal, flat)
     if findings:
@@ -111,21 +112,23 @@ def _nonfinite_trials(x: np.ndarray, names: tuple[str, ...], name: str) -> list[
 
 
 def _implausible_unit(signal: _Signal, flat: np.ndarray) -> list[Finding]:
-    if flat.all():
+    # Where every channel looks flat the unit may be the reason.
+    alive = signal.block_std.any(axis=1) if flat.all() else ~flat
+    if not alive.any():
         return []
-    typical = float(np.median(np.median(signal.block_std[~flat], axis=1)))
+    typical = float(np.median(np.median(signal.block_std[alive], axis=1)))
     low, high = PLAUSIBLE_UV
     if low <= typical <= high:
         return []
-    factors = {1e6: "V", 1e3: "mV", 1e-3: "nV"}
-    likely = [factor for factor in factors if low <= typical / factor <= high]
-    factor = min(likely, key=lambda one: abs(np.log10(typical / one / 20)), default=None)
-    found = f"the median channel varies by {typical:.2g} uV (standard deviation over 1 s)"
-    fix = "state the unit of the stored samples with --set data.unit=uV, mV, V or nV"
-    if factor is not None:
-        found += f", about {factor:g} times too much" if factor > 1 else ", far too little"
-    elif typical > high:
-        fix = "these samples are not calibrated: export them in microvolt"
+    found = (
+        f"taken for {signal.unit}, the median channel varies by {typical:.2g} uV (standard "
+        f"deviation over 1 s); {low:g} to {high:g} uV are plausible"
+    )
+    fix = "no unit makes them plausible: these samples are not calibrated, export them in microvolt"
+    for unit, factor in IN_MICROVOLT.items():
+        as_unit = typical * factor / IN_MICROVOLT[signal.unit]
+        if low <= as_unit <= high:
+            fix = f"--set data.unit={unit} makes it {as_unit:.2g} uV"
     return [signal.finding("error", "unit.implausible", "", found, fix)]
 
 

@@ -27,6 +27,7 @@ PROTOCOLS: Mapping[str, str] = {
     "loso": "each subject is tested with all others",
     "fixed": "the user's own CSV",
 }
+SPLIT_FILE = "split.file"
 PER_SUBJECT = frozenset(PROTOCOLS) - {"loso", "fixed"}
 
 _LEVELS: Mapping[str, Level] = {
@@ -209,7 +210,7 @@ def _within_subject(
         train = train[~near]
     if not train.size or not test.size:
         raise _refused(
-            trials.subject,
+            f"subject {trials.subject}",
             f"fold {fold} has {train.size} training and {test.size} test trials",
             "record more trials, or lower split.folds or split.gap_trials",
         )
@@ -232,7 +233,7 @@ def _blocks_per_class(trials: _Trials, folds: int) -> list[np.ndarray]:
         members = np.flatnonzero(trials.label == label)
         if members.size < folds:
             raise _refused(
-                trials.subject,
+                f"subject {trials.subject}",
                 f"{members.size} trials of class {label} for {folds} folds",
                 "lower split.folds or leave the subject out with data.exclude",
             )
@@ -243,7 +244,7 @@ def _blocks_per_class(trials: _Trials, folds: int) -> list[np.ndarray]:
 def _plain_blocks(trials: _Trials, folds: int) -> list[np.ndarray]:
     if len(trials) < folds:
         raise _refused(
-            trials.subject,
+            f"subject {trials.subject}",
             f"{len(trials)} trials for {folds} folds",
             "lower split.folds or leave the subject out with data.exclude",
         )
@@ -274,7 +275,9 @@ def _one_run_out(trials: _Trials) -> list[np.ndarray]:
     names = list(dict.fromkeys(runs.tolist()))
     if len(names) < 2:
         raise _refused(
-            trials.subject, "one run only", "split.kind=within_cv or co needs a single run"
+            f"subject {trials.subject}",
+            "one run only",
+            "split.kind=within_cv or co needs a single run",
         )
     return [_roles(runs == name) for name in names]
 
@@ -283,7 +286,9 @@ def _later_sessions(trials: _Trials) -> list[np.ndarray]:
     names = list(dict.fromkeys(trials.session.tolist()))
     if len(names) < 2:
         raise _refused(
-            trials.subject, "one session only", "split.kind=within_cv, co or cross_run needs one"
+            f"subject {trials.subject}",
+            "one session only",
+            "split.kind=within_cv, co or cross_run needs one",
         )
     position = np.array([names.index(name) for name in trials.session.tolist()])
     return [
@@ -295,7 +300,7 @@ def _later_sessions(trials: _Trials) -> list[np.ndarray]:
 def _leave_one_subject_out(subjects: list[_Trials]) -> list[ProtocolSplit]:
     if len(subjects) < 2:
         raise _refused(
-            subjects[0].subject if subjects else "the data",
+            f"subject {subjects[0].subject}" if subjects else "the data",
             "the only subject",
             "split.kind=loso needs two or more; within_cv or co needs one",
         )
@@ -338,7 +343,7 @@ def _fixed(index: pl.DataFrame) -> list[ProtocolSplit]:
     for split in splits:
         if not split.train or not split.test:
             raise _refused(
-                "split.file",
+                SPLIT_FILE,
                 f"{len(split.train)} training and {len(split.test)} test trials matched the data",
                 "name both parts, with subjects, sessions and runs as the files have them",
             )

@@ -20,12 +20,14 @@ class SplitFile:
     """A user's split.
 
     Args:
+        name: Its path as the user gave it; what findings call it.
         keys: Which of subject, session, run, trial it names.
         column: "split" or "fold".
         part: Values of the keys -> part or fold.
         findings: Rows that contradict each other.
     """
 
+    name: str
     keys: tuple[str, ...]
     column: str
     part: dict[tuple[str, ...], str]
@@ -73,13 +75,13 @@ def read_split_file(path: Path) -> SplitFile:
                 Finding(
                     "error",
                     "split.overlap",
-                    f"split.file, {named}",
+                    f"{path}, {named}",
                     f"{part[key]} in line {line_of[key]}, {value} in line {line}",
                     "keep one of the two lines",
                 )
             )
         line_of.setdefault(key, line)
-    return SplitFile(keys, column, part, tuple(findings))
+    return SplitFile(str(path), keys, column, part, tuple(findings))
 
 
 def plain(text: object) -> str:

@@ -12,9 +12,8 @@ from diptych.findings import Finding
 from diptych_mvcnet.config import EEGDataSection
 from diptych_mvcnet.headers import duplicate_channels, not_eeg
 from diptych_mvcnet.montage import clean_names
-from diptych_mvcnet.recordings import Recording, Trials, refusal, refuse
+from diptych_mvcnet.recordings import IN_MICROVOLT, Recording, Trials, refusal, refuse
 
-IN_MICROVOLT = {"auto": 1.0, "V": 1e6, "mV": 1e3, "uV": 1.0, "nV": 1e-3}
 SIZE_LIMIT = 16 << 30
 LAYOUT = "X (trials, channels, samples), y, ch_names, sfreq, optional subject, session, run"
 
@@ -65,14 +64,15 @@ def read_npz(path: Path, section: EEGDataSection, name: str) -> Recording:
             return ()
         return tuple(str(value) for value in np.broadcast_to(arrays[key], (trials,)).tolist())
 
+    unit = "uV" if section.unit == "auto" else section.unit
     cut = Trials(
-        x=np.asarray(x, dtype=np.float64) * IN_MICROVOLT[section.unit],
+        x=np.asarray(x, dtype=np.float64) * IN_MICROVOLT[unit],
         label=texts("y"),
         subject=texts("subject"),
         session=texts("session"),
         run=texts("run"),
     )
-    return _recording(cut, channels, float(arrays["sfreq"]), section, name)
+    return _recording(cut, channels, float(arrays["sfreq"]), unit, section, name)
 
 
 def from_mne(epochs: Any, section: EEGDataSection, name: str) -> Recording:
@@ -88,18 +88,18 @@ def from_mne(epochs: Any, section: EEGDataSection, name: str) -> Recording:
     """
     names = {code: text for text, code in epochs.event_id.items()}
     sfreq = float(epochs.info["sfreq"])
+    # MNE takes what the file holds for volt.
+    unit = "V" if section.unit == "auto" else section.unit
     cut = Trials(
-        x=epochs.get_data(copy=False) * (1e6 * IN_MICROVOLT[section.unit]),
+        x=epochs.get_data(copy=False) * IN_MICROVOLT[unit],
         label=tuple(names[code] for code in epochs.events[:, 2]),
         onset_s=tuple((epochs.events[:, 0] / sfreq).tolist()),
     )
-    if section.unit != "auto":  # the samples are what the file holds; MNE took them for volt
-        cut = Trials(cut.x * 1e-6, cut.label, cut.onset_s)
-    return _recording(cut, list(epochs.ch_names), sfreq, section, name)
+    return _recording(cut, list(epochs.ch_names), sfreq, unit, section, name)
 
 
 def _recording(
-    cut: Trials, channels: list[str], sfreq: float, section: EEGDataSection, name: str
+    cut: Trials, channels: list[str], sfreq: float, unit: str, section: EEGDataSection, name: str
 ) -> Recording:
     repeated = duplicate_channels(tuple(channels), name, section.rename)
     if repeated:
@@ -112,7 +112,7 @@ def _recording(
         "data.window and data.filter do not apply to them: filter and cut them as the model needs",
     )
     names = tuple(clean_names(channels, section.rename))
-    return Recording(name, None, cut, names, sfreq, findings=(note,))
+    return Recording(name, None, cut, names, sfreq, unit=unit, findings=(note,))
 
 
 def _arrays(path: Path, name: str) -> dict[str, np.ndarray]:

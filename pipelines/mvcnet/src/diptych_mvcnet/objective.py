@@ -185,8 +185,9 @@ def _contrast(
     if class_negatives == "supcon":
         assert labels is not None
         pool = torch.cat([first, second])
-        return sup_con(pool, labels.repeat(2), temperature, group=group, empty="zero")
-    return nt_xent(
+        supervised: Tensor = sup_con(pool, labels.repeat(2), temperature, group=group, empty="zero")
+        return supervised
+    loss: Tensor = nt_xent(
         first,
         second,
         temperature,
@@ -195,6 +196,7 @@ def _contrast(
         group=group,
         empty="zero",
     )
+    return loss
 
 
 def _zero(*features: Tensor) -> Tensor:

@@ -155,9 +155,9 @@ def alpha_req(z: Float[Tensor, "n d"]) -> float:
     if z.shape[1] < 12:
         raise ContrastInputError(
             "alpha_req",
-            argument="z",
-            found=f"has {z.shape[1]} dimensions",
-            fix="pass at least 12, so that indices 5 to d/2 hold two eigenvalues",
+            "z",
+            f"has {z.shape[1]} dimensions",
+            "pass at least 12, so that indices 5 to d/2 hold two eigenvalues",
         )
     values = spectrum[4 : z.shape[1] // 2].cpu().numpy()
     index = np.arange(5, 5 + len(values))[values > 0]
@@ -204,12 +204,7 @@ def tolerance(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
     sums = rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, classes, rows)
     pairs = int((counts * (counts - 1)).sum())
     if pairs == 0:
-        warn(
-            "tolerance",
-            argument="labels",
-            found="has no two equal entries",
-            fix="pass several rows of a class",
-        )
+        warn("tolerance", "labels", "has no two equal entries", "pass several rows of a class")
         return 0.0
     return float((sums.square().sum() - rows.square().sum()) / pairs)
 
@@ -274,9 +269,9 @@ def positive_negative_scores(
     if n_positive == count * count:
         raise ContrastInputError(
             "positive_negative_scores",
-            argument="ids",
-            found="makes every pair a positive",
-            fix="pass at least two samples",
+            "ids",
+            "makes every pair a positive",
+            "pass at least two samples",
         )
     moments = torch.zeros(2, 2, dtype=torch.float64)
     histograms = torch.zeros(2, bins, dtype=torch.float64)

@@ -48,9 +48,7 @@ def gather_sizes(
         ContrastInputError: The rows of two processes differ in length; raised on all of them.
     """
     if x.ndim == 0:
-        raise ContrastInputError(
-            "gather_sizes", argument="x", found="has no dimension", fix="pass rows, x[None]"
-        )
+        raise ContrastInputError("gather_sizes", "x", "has no dimension", "pass rows, x[None]")
     _, size = world(group)
     if size == 1:
         return [x.shape[0]]
@@ -62,9 +60,9 @@ def gather_sizes(
     if len(widths) > 1:
         raise ContrastInputError(
             "gather_sizes",
-            argument="x",
-            found=f"has rows of {sorted(widths)} values on different processes",
-            fix="give every process embeddings of the same dimension",
+            "x",
+            f"has rows of {sorted(widths)} values on different processes",
+            "give every process embeddings of the same dimension",
         )
     return [count for count, _ in rows]
 

@@ -15,11 +15,11 @@ class ContrastInputError(ValueError):
         fix: What to do next, as an imperative: ``"pass the same number of rows"``.
 
     Example:
-        >>> str(ContrastInputError("sinkhorn", argument="epsilon", found="is 0", fix="pass > 0"))
+        >>> str(ContrastInputError("sinkhorn", "epsilon", "is 0", "pass > 0"))
         "sinkhorn: argument 'epsilon' is 0: pass > 0"
     """
 
-    def __init__(self, function: str, *, argument: str, found: str, fix: str) -> None:
+    def __init__(self, function: str, argument: str, found: str, fix: str) -> None:
         self.function = function
         self.argument = argument
         self.found = found
@@ -36,10 +36,10 @@ class ContrastWarning(UserWarning):
 
 
 def _rebuild(function: str, argument: str, found: str, fix: str) -> ContrastInputError:
-    return ContrastInputError(function, argument=argument, found=found, fix=fix)
+    return ContrastInputError(function, argument, found, fix)
 
 
-def warn(function: str, *, argument: str, found: str, fix: str) -> None:
+def warn(function: str, argument: str, found: str, fix: str) -> None:
     """Warn in the words of `ContrastInputError`.
 
     Python's default filter shows equal text from one place once per process, so a training loop

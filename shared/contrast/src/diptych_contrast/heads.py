@@ -53,17 +53,14 @@ class ProjectionHead(nn.Module):
         _check_sizes("ProjectionHead", sizes)
         if norm not in ("batch", "layer", None):
             raise ContrastInputError(
-                "ProjectionHead",
-                argument="norm",
-                found=f"is {norm!r}",
-                fix="pass 'batch', 'layer' or None",
+                "ProjectionHead", "norm", f"is {norm!r}", "pass 'batch', 'layer' or None"
             )
         if last_norm and norm is None:
             raise ContrastInputError(
                 "ProjectionHead",
-                argument="last_norm",
-                found="is True without a norm",
-                fix="pass norm='batch' or norm='layer'",
+                "last_norm",
+                "is True without a norm",
+                "pass norm='batch' or norm='layer'",
             )
         widths = [dim_in] + [hidden] * (layers - 1) + [out]
         parts: list[nn.Module] = []
@@ -162,10 +159,7 @@ def head(name: str, dim_in: int) -> nn.Module:
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
         raise ContrastInputError(
-            "head",
-            argument="name",
-            found=f"is {name!r}",
-            fix=f"pass one of {', '.join(PRESETS)} (nearest: {near})",
+            "head", "name", f"is {name!r}", f"pass one of {', '.join(PRESETS)} (nearest: {near})"
         )
     return PRESETS[name](dim_in)
 
@@ -193,7 +187,7 @@ def multi_crop_forward(
     """
     if not crops:
         raise ContrastInputError(
-            "multi_crop_forward", argument="crops", found="is empty", fix="pass at least one crop"
+            "multi_crop_forward", "crops", "is empty", "pass at least one crop"
         )
     groups: dict[torch.Size, list[int]] = {}
     for position, crop in enumerate(crops):
@@ -205,9 +199,9 @@ def multi_crop_forward(
         if encoded.shape[0] != batch.shape[0]:
             raise ContrastInputError(
                 "multi_crop_forward",
-                argument="encoder",
-                found=f"gives {encoded.shape[0]} rows for {batch.shape[0]}",
-                fix="pass an encoder with one output a row",
+                "encoder",
+                f"gives {encoded.shape[0]} rows for {batch.shape[0]}",
+                "pass an encoder with one output a row",
             )
         sizes = [crops[position].shape[0] for position in positions]
         outputs.update(zip(positions, encoded.split_with_sizes(sizes), strict=True))
@@ -217,6 +211,4 @@ def multi_crop_forward(
 def _check_sizes(function: str, sizes: Mapping[str, int]) -> None:
     for name, size in sizes.items():
         if size < 1:
-            raise ContrastInputError(
-                function, argument=name, found=f"is {size}", fix="pass at least 1"
-            )
+            raise ContrastInputError(function, name, f"is {size}", "pass at least 1")

@@ -17,16 +17,16 @@ def check_rows(function: str, argument: str, x: Tensor, at_least: int = 1) -> No
     if x.ndim != 2 or not x.is_floating_point():
         raise ContrastInputError(
             function,
-            argument=argument,
-            found=f"has shape {tuple(x.shape)} and dtype {x.dtype}",
-            fix="pass floating-point embeddings of shape (rows, dimensions)",
+            argument,
+            f"has shape {tuple(x.shape)} and dtype {x.dtype}",
+            "pass floating-point embeddings of shape (rows, dimensions)",
         )
     if x.shape[0] < at_least or x.shape[1] == 0:
         raise ContrastInputError(
             function,
-            argument=argument,
-            found=f"has shape {tuple(x.shape)}",
-            fix=f"pass at least {at_least} row(s) and one dimension",
+            argument,
+            f"has shape {tuple(x.shape)}",
+            f"pass at least {at_least} row(s) and one dimension",
         )
 
 
@@ -39,9 +39,9 @@ def check_dimension(function: str, at_least: int = 1, **matrices: Tensor) -> Non
         if y.shape[1] != x.shape[1]:
             raise ContrastInputError(
                 function,
-                argument=name,
-                found=f"has {y.shape[1]} dimensions, {first!r} has {x.shape[1]}",
-                fix="pass embeddings of one space",
+                name,
+                f"has {y.shape[1]} dimensions, {first!r} has {x.shape[1]}",
+                "pass embeddings of one space",
             )
 
 
@@ -52,9 +52,9 @@ def check_pair(function: str, at_least: int = 1, **matrices: Tensor) -> None:
     if x.shape != y.shape:
         raise ContrastInputError(
             function,
-            argument=second,
-            found=f"has shape {tuple(y.shape)}, {first!r} has {tuple(x.shape)}",
-            fix="pass the same samples in the same order",
+            second,
+            f"has shape {tuple(y.shape)}, {first!r} has {tuple(x.shape)}",
+            "pass the same samples in the same order",
         )
 
 
@@ -63,9 +63,9 @@ def check_integers(function: str, argument: str, values: Tensor, count: int) -> 
     if values.shape != (count,) or values.is_floating_point():
         raise ContrastInputError(
             function,
-            argument=argument,
-            found=f"has shape {tuple(values.shape)} and dtype {values.dtype}",
-            fix=f"pass {count} integers, one a row",
+            argument,
+            f"has shape {tuple(values.shape)} and dtype {values.dtype}",
+            f"pass {count} integers, one a row",
         )
 
 
@@ -76,19 +76,16 @@ def check_finite(function: str, argument: str, x: Tensor) -> None:
         rows = torch.nonzero(bad.flatten(1).any(1) if x.ndim > 1 else bad).flatten()
         raise ContrastInputError(
             function,
-            argument=argument,
-            found=f"has {int(bad.sum())} values that are not finite, first in rows "
-            f"{rows[:3].tolist()}",
-            fix="leave these rows out, or look why the encoder gives them",
+            argument,
+            f"has {int(bad.sum())} values that are not finite, first in rows {rows[:3].tolist()}",
+            "leave these rows out, or look why the encoder gives them",
         )
 
 
 def check_positive(function: str, argument: str, value: float) -> None:
     """Refuse a number that is not finite and above 0."""
     if not 0 < value < math.inf:
-        raise ContrastInputError(
-            function, argument=argument, found=f"is {value}", fix="pass a finite number above 0"
-        )
+        raise ContrastInputError(function, argument, f"is {value}", "pass a finite number above 0")
 
 
 def normalized_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

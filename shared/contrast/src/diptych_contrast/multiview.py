@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack, overload
+from typing import Unpack
 
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.kernel import PairInfo
-from diptych_contrast.pairwise.common import (
+from diptych_contrast.common import (
     Common,
+    LossResult,
     TemperatureLike,
     read_options,
     read_scale,
     read_views,
     sample_ids,
 )
+from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.pairwise.sup_con import class_contrast
 
 __all__ = ["nt_xent_multi"]
 
 
-@overload
-def nt_xent_multi(
-    views: Float[Tensor, "v n d"] | tuple[Tensor, ...],
-    temperature: TemperatureLike = ...,
-    *,
-    return_info: Literal[True],
-    **common: Unpack[Common],
-) -> tuple[Tensor, PairInfo]: ...
-@overload
-def nt_xent_multi(
-    views: Float[Tensor, "v n d"] | tuple[Tensor, ...],
-    temperature: TemperatureLike = ...,
-    *,
-    return_info: Literal[False] = ...,
-    **common: Unpack[Common],
-) -> Tensor: ...
 def nt_xent_multi(
     views: Float[Tensor, "v n d"] | tuple[Tensor, ...],
     temperature: TemperatureLike = 0.5,
-    *,
-    return_info: bool = False,
     **common: Unpack[Common],
-) -> Tensor | tuple[Tensor, PairInfo]:
+) -> LossResult:
     """NT-Xent for two or more views: SupCon with the sample as the class.
 
     The mean over embeddings i of ``log sum_{a != i} exp(s_ia / t) - mean_p s_ip / t``, p over the
@@ -53,7 +35,6 @@ def nt_xent_multi(
     Args:
         views: Views of the same samples in the same order, shape (v, n, d), v >= 2.
         temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        return_info: Also return statistics of the pairs.
         **common: See `Common`.
 
     Returns:
@@ -70,12 +51,10 @@ def nt_xent_multi(
     options = read_options("nt_xent_multi", common)
     stacked = read_views(options, "views", views)
     if len(stacked) < 2:
-        raise ContrastInputError(
-            "nt_xent_multi", argument="views", found="is one view", fix="pass two or more"
-        )
+        raise ContrastInputError("nt_xent_multi", "views", "is one view", "pass two or more")
     scale = read_scale(options, temperature, stacked)
     classes = sample_ids(options, stacked[0]).repeat(len(stacked))
     loss, info = class_contrast(
-        options, stacked.flatten(0, 1), classes, scale, mode="out", info=return_info
+        options, stacked.flatten(0, 1), classes, scale, mode="out", info=options.return_info
     )
     return loss if info is None else (loss, info)

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from diptych_contrast import multiview, pairwise, reference
+from diptych_contrast.common import Common, Options
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.pairwise.common import Common, Options
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ def _find(function: str, name: str) -> LossSpec:
         near = get_close_matches(name, table, n=1, cutoff=0.0)
         raise ContrastInputError(
             function,
-            argument="name",
-            found=f"is {name!r}",
-            fix=f"did you mean {near[0]!r}? All names: {', '.join(table)}",
+            "name",
+            f"is {name!r}",
+            f"did you mean {near[0]!r}? All names: {', '.join(table)}",
         )
     return table[name]
 
@@ -159,9 +159,9 @@ def loss(name: str, **config: Any) -> Callable[..., Any]:
             near = get_close_matches(key, spec.defaults, n=1, cutoff=0.0)
             raise ContrastInputError(
                 name,
-                argument=key,
-                found="is unknown",
-                fix=f"did you mean {near[0]!r}? All keywords: {', '.join(spec.defaults)}",
+                key,
+                "is unknown",
+                f"did you mean {near[0]!r}? All keywords: {', '.join(spec.defaults)}",
             )
     return partial(spec.function, **config)
 

@@ -52,16 +52,16 @@ class Temperature(nn.Module):
         if not (0 < min <= max < math.inf):
             raise ContrastInputError(
                 "Temperature",
-                argument="min",
-                found=f"is {min} with max {max}",
-                fix="pass finite bounds with 0 < min <= max",
+                "min",
+                f"is {min} with max {max}",
+                "pass finite bounds with 0 < min <= max",
             )
         if not (min <= init <= max):
             raise ContrastInputError(
                 "Temperature",
-                argument="init",
-                found=f"is {init}, outside [{min}, {max}]",
-                fix="pass a temperature within the bounds, or widen them",
+                "init",
+                f"is {init}, outside [{min}, {max}]",
+                "pass a temperature within the bounds, or widen them",
             )
         self.min = min
         self.max = max
@@ -153,9 +153,7 @@ class KeyQueue(nn.Module):
         super().__init__()
         for name, value in (("size", size), ("dim", dim)):
             if value < 1:
-                raise ContrastInputError(
-                    "KeyQueue", argument=name, found=f"is {value}", fix="pass at least 1"
-                )
+                raise ContrastInputError("KeyQueue", name, f"is {value}", "pass at least 1")
         self.size = size
         self.dim = dim
         self.register_buffer("keys", _first_keys(size, dim, init, generator))
@@ -204,9 +202,9 @@ class KeyQueue(nn.Module):
         if keys.ndim != 2 or keys.shape[1] != self.dim:
             raise ContrastInputError(
                 "KeyQueue.enqueue",
-                argument="keys",
-                found=f"has shape {tuple(keys.shape)}, the queue holds rows of {self.dim}",
-                fix="build the queue with the dimension of the head's output",
+                "keys",
+                f"has shape {tuple(keys.shape)}, the queue holds rows of {self.dim}",
+                "build the queue with the dimension of the head's output",
             )
         columns = {"keys": keys.detach()} | self._marks(keys, labels, ids, step)
         if gather:
@@ -216,9 +214,9 @@ class KeyQueue(nn.Module):
         if count > self.size:
             raise ContrastInputError(
                 "KeyQueue.enqueue",
-                argument="keys",
-                found=f"has {count} rows, the queue has {self.size} slots",
-                fix="take a queue of at least one global batch",
+                "keys",
+                f"has {count} rows, the queue has {self.size} slots",
+                "take a queue of at least one global batch",
             )
         slots = (self.index + torch.arange(count, device=self.keys.device)) % self.size
         for name, values in columns.items():
@@ -239,18 +237,18 @@ class KeyQueue(nn.Module):
                 missing = values is None
                 raise ContrastInputError(
                     "KeyQueue.enqueue",
-                    argument=argument,
-                    found="is missing" if missing else "is given, but the queue does not keep it",
-                    fix=f"pass {argument}=" if missing else f"build the queue with {name}=True",
+                    argument,
+                    "is missing" if missing else "is given, but the queue does not keep it",
+                    f"pass {argument}=" if missing else f"build the queue with {name}=True",
                 )
             if values is None:
                 continue
             if values.shape != (count,) or values.is_floating_point():
                 raise ContrastInputError(
                     "KeyQueue.enqueue",
-                    argument=argument,
-                    found=f"has shape {tuple(values.shape)} and dtype {values.dtype}",
-                    fix=f"pass {count} integers, one a key",
+                    argument,
+                    f"has shape {tuple(values.shape)} and dtype {values.dtype}",
+                    f"pass {count} integers, one a key",
                 )
             marks[name] = values
         return marks
@@ -260,15 +258,13 @@ def _first_keys(size: int, dim: int, init: str, generator: torch.Generator | Non
     if init == "empty":
         return torch.zeros(size, dim)
     if init != "random":
-        raise ContrastInputError(
-            "KeyQueue", argument="init", found=f"is {init!r}", fix="pass 'empty' or 'random'"
-        )
+        raise ContrastInputError("KeyQueue", "init", f"is {init!r}", "pass 'empty' or 'random'")
     if generator is None:
         raise ContrastInputError(
             "KeyQueue",
-            argument="generator",
-            found="is missing with init='random'",
-            fix="pass a seeded torch.Generator",
+            "generator",
+            "is missing with init='random'",
+            "pass a seeded torch.Generator",
         )
     return F.normalize(torch.randn(size, dim, generator=generator))
 
@@ -305,10 +301,7 @@ class MomentumEncoder(nn.Module):
         super().__init__()
         if buffers not in ("copy", "ema"):
             raise ContrastInputError(
-                "MomentumEncoder",
-                argument="buffers",
-                found=f"is {buffers!r}",
-                fix="pass 'copy' or 'ema'",
+                "MomentumEncoder", "buffers", f"is {buffers!r}", "pass 'copy' or 'ema'"
             )
         self.m = _checked_momentum(m, "m")
         self.schedule = schedule
@@ -335,9 +328,7 @@ class MomentumEncoder(nn.Module):
                 or the schedule gives a momentum outside [0, 1].
         """
         if step < 0:
-            raise ContrastInputError(
-                "MomentumEncoder.update", argument="step", found=f"is {step}", fix="count from 0"
-            )
+            raise ContrastInputError("MomentumEncoder.update", "step", f"is {step}", "count from 0")
         if step == int(self.last_step):
             return
         momentum = (
@@ -363,9 +354,9 @@ def _paired(own: Any, online: Any) -> tuple[list[Tensor], list[Tensor]]:
         changed = sorted(mine.keys() ^ theirs.keys())
         raise ContrastInputError(
             "MomentumEncoder.update",
-            argument="model",
-            found=f"gained or lost {changed[:3]} since it was copied",
-            fix="build the momentum encoder after the model is complete",
+            "model",
+            f"gained or lost {changed[:3]} since it was copied",
+            "build the momentum encoder after the model is complete",
         )
     return list(mine.values()), [theirs[name] for name in mine]
 
@@ -374,9 +365,9 @@ def _checked_momentum(momentum: float, argument: str) -> float:
     if not 0 <= momentum <= 1:
         raise ContrastInputError(
             "MomentumEncoder",
-            argument=argument,
-            found=f"gives a momentum of {momentum}",
-            fix="pass a momentum in [0, 1]",
+            argument,
+            f"gives a momentum of {momentum}",
+            "pass a momentum in [0, 1]",
         )
     return momentum
 
@@ -400,9 +391,7 @@ def cosine_momentum(m0: float, m1: float, steps: int) -> Callable[[int], float]:
         1.0
     """
     if steps < 1:
-        raise ContrastInputError(
-            "cosine_momentum", argument="steps", found=f"is {steps}", fix="pass at least 1"
-        )
+        raise ContrastInputError("cosine_momentum", "steps", f"is {steps}", "pass at least 1")
     _checked_momentum(m0, "m0")
     _checked_momentum(m1, "m1")
 
@@ -423,9 +412,9 @@ def _keep_version(module: nn.Module) -> None:
         if found is not None and int(found) > STATE_VERSION:
             raise ContrastInputError(
                 f"{name}.load_state_dict",
-                argument=f"{prefix}version",
-                found=f"is {int(found)}, this package reads up to {STATE_VERSION}",
-                fix="update diptych-contrast",
+                f"{prefix}version",
+                f"is {int(found)}, this package reads up to {STATE_VERSION}",
+                "update diptych-contrast",
             )
 
     module.register_load_state_dict_pre_hook(check)  # type: ignore[no-untyped-call]

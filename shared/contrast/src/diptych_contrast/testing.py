@@ -58,13 +58,9 @@ def hypersphere(n: int, d: int, classes: int, kappa: float, seed: int) -> Hypers
     """
     for name, value, least in (("n", n, 1), ("d", d, 2), ("classes", classes, 2)):
         if value < least:
-            raise ContrastInputError(
-                "hypersphere", argument=name, found=f"is {value}", fix=f"pass at least {least}"
-            )
+            raise ContrastInputError("hypersphere", name, f"is {value}", f"pass at least {least}")
     if not 0 < kappa < math.inf:
-        raise ContrastInputError(
-            "hypersphere", argument="kappa", found=f"is {kappa}", fix="pass a number above 0"
-        )
+        raise ContrastInputError("hypersphere", "kappa", f"is {kappa}", "pass a number above 0")
     means_source, points_source, bayes_source = np.random.default_rng(seed).spawn(3)
     means = _directions(means_source, classes, d)
     labels = points_source.integers(classes, size=n)
@@ -115,13 +111,9 @@ def gaussian_pairs(n: int, d: int, rho: float, seed: int) -> GaussianPairs:
     """
     for name, value in (("n", n), ("d", d)):
         if value < 1:
-            raise ContrastInputError(
-                "gaussian_pairs", argument=name, found=f"is {value}", fix="pass at least 1"
-            )
+            raise ContrastInputError("gaussian_pairs", name, f"is {value}", "pass at least 1")
     if not -1 < rho < 1:
-        raise ContrastInputError(
-            "gaussian_pairs", argument="rho", found=f"is {rho}", fix="pass a number in (-1, 1)"
-        )
+        raise ContrastInputError("gaussian_pairs", "rho", f"is {rho}", "pass a number in (-1, 1)")
     x, noise = torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed))
     y = rho * x + math.sqrt(1 - rho**2) * noise
     return GaussianPairs(x, y, -d / 2 * math.log1p(-(rho**2)))

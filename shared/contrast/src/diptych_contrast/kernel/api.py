@@ -52,23 +52,17 @@ def check_engine(function: str, engine: Engine) -> None:
     if engine.backend == "triton":
         raise ContrastInputError(
             function,
-            argument="backend",
-            found="is 'triton', which this version does not have",
-            fix="pass 'auto', 'tiled' or 'dense'",
+            "backend",
+            "is 'triton', which this version does not have",
+            "pass 'auto', 'tiled' or 'dense'",
         )
     if engine.backend not in {"auto", "tiled", "dense"}:
         raise ContrastInputError(
-            function,
-            argument="backend",
-            found=f"is {engine.backend!r}",
-            fix="pass 'auto', 'tiled' or 'dense'",
+            function, "backend", f"is {engine.backend!r}", "pass 'auto', 'tiled' or 'dense'"
         )
     if engine.tile != "auto" and (not isinstance(engine.tile, int) or engine.tile < 1):
         raise ContrastInputError(
-            function,
-            argument="tile",
-            found=f"is {engine.tile!r}",
-            fix="pass 'auto' or a positive whole number",
+            function, "tile", f"is {engine.tile!r}", "pass 'auto' or a positive whole number"
         )
 
 
@@ -169,28 +163,24 @@ def pair_lse(
     a, other = operands(name, a, a if b is None else b)
     scale = torch.as_tensor(beta, dtype=a.dtype, device=a.device)
     if not 1 <= len(masks) <= 3:
-        raise ContrastInputError(
-            name, argument="masks", found=f"has {len(masks)} entries", fix="pass one to three"
-        )
+        raise ContrastInputError(name, "masks", f"has {len(masks)} entries", "pass one to three")
     if scale.dim() > 1 or (scale.dim() == 1 and len(scale) not in {1, len(masks)}):
         raise ContrastInputError(
             name,
-            argument="beta",
-            found=f"has shape {tuple(scale.shape)} for {len(masks)} masks",
-            fix="pass one number, or one for each mask",
+            "beta",
+            f"has shape {tuple(scale.shape)} for {len(masks)} masks",
+            "pass one number, or one for each mask",
         )
     own_columns = b is not None and b.shape != a.shape
     if symmetric and (col_bias is not None or own_columns):
         raise ContrastInputError(
             name,
-            argument="symmetric",
-            found="is True with columns or a column bias of their own",
-            fix="pass b=None, and the bias as row_bias: it counts on both sides",
+            "symmetric",
+            "is True with columns or a column bias of their own",
+            "pass b=None, and the bias as row_bias: it counts on both sides",
         )
     if keys is None and not symmetric and b is None:
-        raise ContrastInputError(
-            name, argument="b", found="is None", fix="pass the columns, or symmetric=True"
-        )
+        raise ContrastInputError(name, "b", "is None", "pass the columns, or symmetric=True")
     lse, _ = log_sums(
         a,
         None if symmetric else other,
@@ -221,16 +211,16 @@ def operands(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         if value.dim() != 2 or not value.is_floating_point():
             raise ContrastInputError(
                 name,
-                argument=argument,
-                found=f"has shape {tuple(value.shape)} and dtype {value.dtype}",
-                fix="pass a matrix of floating-point embeddings",
+                argument,
+                f"has shape {tuple(value.shape)} and dtype {value.dtype}",
+                "pass a matrix of floating-point embeddings",
             )
     if a.shape[1] != b.shape[1]:
         raise ContrastInputError(
             name,
-            argument="b",
-            found=f"has shape {tuple(b.shape)}, 'a' has {tuple(a.shape)}",
-            fix="pass the same number of dimensions",
+            "b",
+            f"has shape {tuple(b.shape)}, 'a' has {tuple(a.shape)}",
+            "pass the same number of dimensions",
         )
     dtype = torch.float64 if torch.float64 in {a.dtype, b.dtype} else torch.float32
     return a.to(dtype), b.to(dtype)
@@ -242,8 +232,8 @@ def _bias(name: str, argument: str, bias: Tensor | None, rows: Tensor) -> Tensor
     if bias.shape != rows.shape[:1]:
         raise ContrastInputError(
             name,
-            argument=argument,
-            found=f"has shape {tuple(bias.shape)}",
-            fix=f"pass one value for each of the {len(rows)} rows or columns",
+            argument,
+            f"has shape {tuple(bias.shape)}",
+            f"pass one value for each of the {len(rows)} rows or columns",
         )
     return bias.to(rows.dtype)

@@ -102,9 +102,7 @@ def pair_expect(
         [1.0, 1.0]
     """
     if cost not in {"score", "sqdist"}:
-        raise ContrastInputError(
-            "pair_expect", argument="cost", found=f"is {cost!r}", fix="pass 'score' or 'sqdist'"
-        )
+        raise ContrastInputError("pair_expect", "cost", f"is {cost!r}", "pass 'score' or 'sqdist'")
     a, b = operands("pair_expect", a, b)
     mask = PairMask(expr="any") if mask is None else mask
     scale = torch.as_tensor(beta, dtype=a.dtype, device=a.device) * kappa

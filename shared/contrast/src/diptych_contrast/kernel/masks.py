@@ -60,9 +60,9 @@ class PairMask:
             if key is not None and (key.dim() != 1 or key.dtype not in _INTEGERS):
                 raise ContrastInputError(
                     "PairMask",
-                    argument=name,
-                    found=f"has shape {tuple(key.shape)} and dtype {key.dtype}",
-                    fix="pass one integer for each row or column",
+                    name,
+                    f"has shape {tuple(key.shape)} and dtype {key.dtype}",
+                    "pass one integer for each row or column",
                 )
 
     def keys(self) -> tuple[Tensor | None, ...]:
@@ -94,9 +94,9 @@ def parse(expression: str) -> Tree:
     except (SyntaxError, KeyError, TypeError):
         raise ContrastInputError(
             "PairMask",
-            argument="expr",
-            found=f"is {expression!r}",
-            fix=f"join the words {', '.join(ATOMS)} by &, |, ~ and brackets",
+            "expr",
+            f"is {expression!r}",
+            f"join the words {', '.join(ATOMS)} by &, |, ~ and brackets",
         ) from None
 
 
@@ -181,7 +181,7 @@ class Masks:
                 self._keys[name] = _Key(row, col, _ranges(row, tile), _ranges(col, tile), tile)
         if "same_label" in used and "label" not in self._keys:
             raise ContrastInputError(
-                "pair kernel", argument="keys", found="has no labels", fix="give every row a label"
+                "pair kernel", "keys", "has no labels", "give every row a label"
             )
 
     def _diagonal_suffices(self, used: set[str]) -> bool:

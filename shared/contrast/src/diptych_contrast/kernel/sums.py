@@ -78,10 +78,7 @@ def pair_sum(
     """
     if fn not in FUNCTIONS:
         raise ContrastInputError(
-            "pair_sum",
-            argument="fn",
-            found=f"is {fn!r}",
-            fix=f"pass one of {', '.join(FUNCTIONS)}",
+            "pair_sum", "fn", f"is {fn!r}", f"pass one of {', '.join(FUNCTIONS)}"
         )
     dtype = torch.float64 if torch.float64 in {a.dtype, b.dtype} else torch.float32
     size = default_tile(len(a), len(b), dtype.itemsize) if tile == "auto" else tile

@@ -151,9 +151,9 @@ def default_tile(rows: int = 0, columns: int = 0, itemsize: int = 4) -> int:
         if not wish.isdecimal() or int(wish) < 1:
             raise ContrastInputError(
                 "default_tile",
-                argument="DIPTYCH_TILE",
-                found=f"is {wish!r}",
-                fix="set the environment variable to a positive whole number, such as 512",
+                "DIPTYCH_TILE",
+                f"is {wish!r}",
+                "set the environment variable to a positive whole number, such as 512",
             )
         return int(wish)
     if 0 < rows * columns * itemsize <= SINGLE_TILE_BYTES:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack, overload
+from typing import Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych_contrast.dist import gather_with_grad
-from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.kernel import PairInfo, log_sums
-from diptych_contrast.pairwise.common import (
+from diptych_contrast.common import (
     Common,
+    LossResult,
     Options,
     TemperatureLike,
     read_embeddings,
@@ -20,7 +18,10 @@ from diptych_contrast.pairwise.common import (
     read_scale,
     reduce_rows,
 )
-from diptych_contrast.pairwise.statistics import (
+from diptych_contrast.dist import gather_with_grad
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.kernel import log_sums
+from diptych_contrast.statistics import (
     moments_between,
     moments_of,
     pair_info,
@@ -29,32 +30,12 @@ from diptych_contrast.pairwise.statistics import (
 )
 
 
-@overload
-def clip_loss(
-    x: Float[Tensor, "n d"],
-    y: Float[Tensor, "n d"],
-    temperature: TemperatureLike = ...,
-    *,
-    return_info: Literal[True],
-    **common: Unpack[Common],
-) -> tuple[Tensor, PairInfo]: ...
-@overload
-def clip_loss(
-    x: Float[Tensor, "n d"],
-    y: Float[Tensor, "n d"],
-    temperature: TemperatureLike = ...,
-    *,
-    return_info: Literal[False] = ...,
-    **common: Unpack[Common],
-) -> Tensor: ...
 def clip_loss(
     x: Float[Tensor, "n d"],
     y: Float[Tensor, "n d"],
     temperature: TemperatureLike = 0.07,
-    *,
-    return_info: bool = False,
     **common: Unpack[Common],
-) -> Tensor | tuple[Tensor, PairInfo]:
+) -> LossResult:
     """Symmetric cross-entropy between two modalities (Radford et al., 2021, CLIP).
 
     Half the sum of row and column cross-entropy: the mean over pairs i of
@@ -66,7 +47,6 @@ def clip_loss(
         y: Second modality of the same samples, shape (n, d).
         temperature: t > 0; number, 0-dim tensor, or `Temperature(0.07, learnable=True)` as in the
             paper.
-        return_info: Also return statistics of the pairs, rows and columns together.
         **common: See `Common`.
 
     Returns:
@@ -84,9 +64,9 @@ def clip_loss(
     check_several(options, "x", first)
     scale = read_scale(options, temperature, first)
     positive = (first * second).sum(1) * scale
-    lse, peak = both_sums(options, first, second, scale, peak=return_info)
+    lse, peak = both_sums(options, first, second, scale, peak=options.return_info)
     loss = reduce_rows(options, lse.view(2, -1).mean(0) - positive, None)
-    if not return_info:
+    if not options.return_info:
         return loss
     doubled = positive.detach().repeat(2)
     positives = moments_of((first.detach() * second.detach()).sum(1))
@@ -109,10 +89,7 @@ def check_several(options: Options, argument: str, rows: Tensor) -> None:
     """Refuse a single row where the negatives are the other rows."""
     if len(rows) < 2 and options.group is None:
         raise ContrastInputError(
-            options.function,
-            argument=argument,
-            found="has a single row",
-            fix="pass at least two samples",
+            options.function, argument, "has a single row", "pass at least two samples"
         )
 
 

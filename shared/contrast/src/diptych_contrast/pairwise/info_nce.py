@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Unpack, overload
+from typing import Literal, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych_contrast.dist import gather_with_grad
-from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.kernel import PairInfo, PairMask, log_sums
-from diptych_contrast.kernel.normalize import unit_rows
-from diptych_contrast.pairwise.clip_loss import both_sums, check_several
-from diptych_contrast.pairwise.common import (
+from diptych_contrast.common import (
     Common,
+    LossResult,
     Options,
     TemperatureLike,
     check_device,
@@ -26,7 +22,13 @@ from diptych_contrast.pairwise.common import (
     readable,
     reduce_rows,
 )
-from diptych_contrast.pairwise.statistics import (
+from diptych_contrast.dist import gather_with_grad
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.kernel import PairInfo, PairMask, log_sums
+from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.pairwise.clip_loss import both_sums, check_several
+from diptych_contrast.state import KeyQueue
+from diptych_contrast.statistics import (
     Moments,
     moments_between,
     moments_of,
@@ -34,38 +36,11 @@ from diptych_contrast.pairwise.statistics import (
     reaches,
     subtract_exp,
 )
-from diptych_contrast.state import KeyQueue
 
 Source = Literal["in_batch", "queue", "rows"]
 _SOURCES = ("in_batch", "queue", "rows")
 
 
-@overload
-def info_nce(
-    q: Float[Tensor, "n d"],
-    k: Float[Tensor, "n d"],
-    temperature: TemperatureLike = ...,
-    *,
-    negatives: Source | tuple[Source, ...] = ...,
-    queue: KeyQueue | Float[Tensor, "m d"] | None = ...,
-    row_negatives: Float[Tensor, "n c d"] | None = ...,
-    symmetric: bool = ...,
-    return_info: Literal[True],
-    **common: Unpack[Common],
-) -> tuple[Tensor, PairInfo]: ...
-@overload
-def info_nce(
-    q: Float[Tensor, "n d"],
-    k: Float[Tensor, "n d"],
-    temperature: TemperatureLike = ...,
-    *,
-    negatives: Source | tuple[Source, ...] = ...,
-    queue: KeyQueue | Float[Tensor, "m d"] | None = ...,
-    row_negatives: Float[Tensor, "n c d"] | None = ...,
-    symmetric: bool = ...,
-    return_info: Literal[False] = ...,
-    **common: Unpack[Common],
-) -> Tensor: ...
 def info_nce(
     q: Float[Tensor, "n d"],
     k: Float[Tensor, "n d"],
@@ -75,9 +50,8 @@ def info_nce(
     queue: KeyQueue | Float[Tensor, "m d"] | None = None,
     row_negatives: Float[Tensor, "n c d"] | None = None,
     symmetric: bool = False,
-    return_info: bool = False,
     **common: Unpack[Common],
-) -> Tensor | tuple[Tensor, PairInfo]:
+) -> LossResult:
     """Noise-contrastive estimation (van den Oord et al., 2018; He et al., 2020, MoCo).
 
     The mean over queries i of ``log(exp(s_ii / t) + sum_neg exp(s / t)) - s_ii / t``, s the cosine
@@ -92,7 +66,6 @@ def info_nce(
             negatives.
         row_negatives: Negatives of each query, shape (n, c, d).
         symmetric: Average with the direction from keys to queries (``in_batch`` alone).
-        return_info: Also return statistics of the pairs.
         **common: See `Common`.
 
     Returns:
@@ -115,11 +88,11 @@ def info_nce(
     parts: list[_Part] = []
     if "in_batch" in sources:
         check_several(options, "q", first)
-        parts.append(_in_batch(options, first, second, scale, symmetric, return_info))
+        parts.append(_in_batch(options, first, second, scale, symmetric, options.return_info))
     if "queue" in sources and queue is not None:
-        parts.append(_queue(options, first, queue, scale, return_info))
+        parts.append(_queue(options, first, queue, scale, options.return_info))
     if "rows" in sources and row_negatives is not None:
-        parts.append(_rows(options, first, row_negatives, scale, return_info))
+        parts.append(_rows(options, first, row_negatives, scale, options.return_info))
     if symmetric:
         losses = parts[0].lse.view(2, -1).mean(0) - positive
         valid = None
@@ -130,7 +103,7 @@ def info_nce(
         losses = torch.logsumexp(total, 0) - positive
         valid = None if "in_batch" in sources else (total[1:] > -torch.inf).any(0)
     loss = reduce_rows(options, losses, valid)
-    if not return_info:
+    if not options.return_info:
         return loss
     return loss, _info(options, (q, k), positive, parts, valid, scale, sources)
 
@@ -151,9 +124,9 @@ def _check_sources(
     if unknown or not sources:
         raise ContrastInputError(
             "info_nce",
-            argument="negatives",
-            found=f"is {sources!r}",
-            fix=f"pass one or several of {', '.join(_SOURCES)}",
+            "negatives",
+            f"is {sources!r}",
+            f"pass one or several of {', '.join(_SOURCES)}",
         )
     for name, argument, value in (
         ("queue", "queue", queue),
@@ -162,16 +135,16 @@ def _check_sources(
         if (name in sources) != (value is not None):
             raise ContrastInputError(
                 "info_nce",
-                argument=argument,
-                found="is None" if value is None else f"is given, 'negatives' is {sources!r}",
-                fix=f"pass it together with negatives='{name}'",
+                argument,
+                "is None" if value is None else f"is given, 'negatives' is {sources!r}",
+                f"pass it together with negatives='{name}'",
             )
     if symmetric and sources != ("in_batch",):
         raise ContrastInputError(
             "info_nce",
-            argument="symmetric",
-            found=f"is True with negatives {sources!r}",
-            fix="pass negatives='in_batch': other negatives have no second direction",
+            "symmetric",
+            f"is True with negatives {sources!r}",
+            "pass negatives='in_batch': other negatives have no second direction",
         )
 
 
@@ -209,9 +182,9 @@ def _queue(
     if columns.dim() != 2 or columns.shape[1] != q.shape[1]:
         raise ContrastInputError(
             "info_nce",
-            argument="queue",
-            found=f"has shape {tuple(columns.shape)}, 'q' has {tuple(q.shape)}",
-            fix="make the queue for the same number of dimensions",
+            "queue",
+            f"has shape {tuple(columns.shape)}, 'q' has {tuple(q.shape)}",
+            "make the queue for the same number of dimensions",
         )
     check_device("info_nce", "queue", columns, "q", q)
     columns = columns.detach().to(q.dtype)
@@ -238,9 +211,9 @@ def _rows(options: Options, q: Tensor, row_negatives: Tensor, scale: Tensor, inf
     if row_negatives.dim() != 3 or row_negatives.shape[::2] != q.shape:
         raise ContrastInputError(
             "info_nce",
-            argument="row_negatives",
-            found=f"has shape {tuple(row_negatives.shape)}, 'q' has {tuple(q.shape)}",
-            fix="pass shape (rows of q, negatives a row, dimensions of q)",
+            "row_negatives",
+            f"has shape {tuple(row_negatives.shape)}, 'q' has {tuple(q.shape)}",
+            "pass shape (rows of q, negatives a row, dimensions of q)",
         )
     check_device("info_nce", "row_negatives", row_negatives, "q", q)
     others = row_negatives.to(q.dtype)

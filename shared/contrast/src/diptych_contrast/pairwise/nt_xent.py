@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack, overload
+from typing import Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.kernel import PairInfo, log_sums
-from diptych_contrast.pairwise.common import (
+from diptych_contrast.common import (
     Common,
     Keys,
+    LossResult,
     Options,
     TemperatureLike,
     meet_columns,
@@ -23,7 +22,9 @@ from diptych_contrast.pairwise.common import (
     reduce_rows,
     sample_ids,
 )
-from diptych_contrast.pairwise.statistics import (
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.kernel import log_sums
+from diptych_contrast.statistics import (
     Moments,
     moments_between,
     moments_of,
@@ -34,28 +35,6 @@ from diptych_contrast.pairwise.statistics import (
 )
 
 
-@overload
-def nt_xent(
-    z1: Float[Tensor, "n d"],
-    z2: Float[Tensor, "n d"],
-    temperature: TemperatureLike = ...,
-    *,
-    ids: Int[Tensor, " n"] | None = ...,
-    labels: Int[Tensor, " n"] | None = ...,
-    return_info: Literal[True],
-    **common: Unpack[Common],
-) -> tuple[Tensor, PairInfo]: ...
-@overload
-def nt_xent(
-    z1: Float[Tensor, "n d"],
-    z2: Float[Tensor, "n d"],
-    temperature: TemperatureLike = ...,
-    *,
-    ids: Int[Tensor, " n"] | None = ...,
-    labels: Int[Tensor, " n"] | None = ...,
-    return_info: Literal[False] = ...,
-    **common: Unpack[Common],
-) -> Tensor: ...
 def nt_xent(
     z1: Float[Tensor, "n d"],
     z2: Float[Tensor, "n d"],
@@ -63,9 +42,8 @@ def nt_xent(
     *,
     ids: Int[Tensor, " n"] | None = None,
     labels: Int[Tensor, " n"] | None = None,
-    return_info: bool = False,
     **common: Unpack[Common],
-) -> Tensor | tuple[Tensor, PairInfo]:
+) -> LossResult:
     """Normalised temperature-scaled cross-entropy (Chen et al., 2020, SimCLR).
 
     The mean over all 2n embeddings i, with i' the other view of i, of
@@ -78,7 +56,6 @@ def nt_xent(
         ids: Rows of equal id (windows of one trial, scans of one patient) are no negatives of each
             other, shape (n,).
         labels: Rows of equal label are no negatives of each other, shape (n,).
-        return_info: Also return statistics of the pairs.
         **common: See `Common`.
 
     Returns:
@@ -97,9 +74,7 @@ def nt_xent(
     stacked = read_embeddings(options, z1=z1, z2=z2)
     first, second = stacked.unbind(0)
     if len(first) < 2 and options.group is None:
-        raise ContrastInputError(
-            "nt_xent", argument="z1", found="has a single row", fix="pass at least two samples"
-        )
+        raise ContrastInputError("nt_xent", "z1", "has a single row", "pass at least two samples")
     scale = read_scale(options, temperature, first)
     if ids is not None:
         ids = read_labels(options, "ids", ids, first, lowest=None)
@@ -107,7 +82,7 @@ def nt_xent(
         labels = read_labels(options, "labels", labels, first, lowest=0)
     z = stacked.flatten(0, 1)
     positive = (first * second).sum(1) * scale
-    lse, peak = _denominators(options, z, scale, ids, labels, return_info)
+    lse, peak = _denominators(options, z, scale, ids, labels, options.return_info)
     valid: Tensor | None = None
     if ids is not None or labels is not None:
         negatives, valid = lse, lse > -torch.inf
@@ -115,7 +90,7 @@ def nt_xent(
         lse = torch.logaddexp(lse.masked_fill(~valid, 0.0), doubled)
     rows = (lse.view(2, -1) - positive).flatten()
     loss = reduce_rows(options, rows, valid)
-    if not return_info:
+    if not options.return_info:
         return loss
     if valid is None:
         negatives = subtract_exp(lse.detach(), positive.detach().repeat(2))

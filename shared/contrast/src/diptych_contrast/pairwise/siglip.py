@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Unpack, overload
+from typing import Unpack
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from diptych_contrast.dist import gather_with_grad
-from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.kernel import PairInfo, PairMask, log_sums, pair_sum
-from diptych_contrast.kernel.ring import ring_sum
-from diptych_contrast.pairwise.common import (
+from diptych_contrast.common import (
     Common,
+    LossResult,
     Options,
     local_engine,
     read_embeddings,
     read_options,
     reduce_rows,
 )
-from diptych_contrast.pairwise.statistics import (
+from diptych_contrast.dist import gather_with_grad
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.kernel import PairMask, log_sums, pair_sum
+from diptych_contrast.kernel.ring import ring_sum
+from diptych_contrast.statistics import (
     moments_between,
     moments_of,
     pair_info,
@@ -32,28 +33,6 @@ from diptych_contrast.pairwise.statistics import (
 LOG_10 = math.log(10.0)
 
 
-@overload
-def siglip(
-    x: Float[Tensor, "n d"],
-    y: Float[Tensor, "n d"],
-    log_scale: float | Tensor = ...,
-    bias: float | Tensor = ...,
-    *,
-    positives: Shaped[Tensor, "n m"] | None = ...,
-    return_info: Literal[True],
-    **common: Unpack[Common],
-) -> tuple[Tensor, PairInfo]: ...
-@overload
-def siglip(
-    x: Float[Tensor, "n d"],
-    y: Float[Tensor, "n d"],
-    log_scale: float | Tensor = ...,
-    bias: float | Tensor = ...,
-    *,
-    positives: Shaped[Tensor, "n m"] | None = ...,
-    return_info: Literal[False] = ...,
-    **common: Unpack[Common],
-) -> Tensor: ...
 def siglip(
     x: Float[Tensor, "n d"],
     y: Float[Tensor, "n d"],
@@ -61,9 +40,8 @@ def siglip(
     bias: float | Tensor = -10.0,
     *,
     positives: Shaped[Tensor, "n m"] | None = None,
-    return_info: bool = False,
     **common: Unpack[Common],
-) -> Tensor | tuple[Tensor, PairInfo]:
+) -> LossResult:
     """Pairwise sigmoid loss (Zhai et al., 2023).
 
     ``-(1/n) sum_ij log sigmoid(y_ij (exp(log_scale) s_ij + bias))`` with y = 1 on positives and
@@ -76,7 +54,6 @@ def siglip(
         bias: Added to every score, a number or a 0-dim parameter.
         positives: Probability that a pair is a positive, shape (n, m) over the m columns of all
             processes, in [0, 1] or bool; None: pairs of equal position.
-        return_info: Also return statistics of the pairs, at the cost of one more sweep.
         **common: See `Common`.
 
     Returns:
@@ -102,7 +79,7 @@ def siglip(
         losses = _softplus_sums(options, rows, columns)
         losses = losses - _positive_scores(options, rows, columns, positives)
     loss = reduce_rows(options, losses, None)
-    if not return_info:
+    if not options.return_info:
         return loss
     with torch.no_grad():
         lse, peak = log_sums(
@@ -144,8 +121,8 @@ def _positive_scores(
     if positives.shape != (len(rows), len(columns)):
         raise ContrastInputError(
             "siglip",
-            argument="positives",
-            found=f"has shape {tuple(positives.shape)}",
-            fix=f"pass one value for each pair, shape ({len(rows)}, {len(columns)})",
+            "positives",
+            f"has shape {tuple(positives.shape)}",
+            f"pass one value for each pair, shape ({len(rows)}, {len(columns)})",
         )
     return (rows * (positives.to(rows.dtype) @ columns)).sum(1)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack, overload
+from typing import Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.kernel import PairInfo, log_sums
-from diptych_contrast.pairwise.common import (
+from diptych_contrast.common import (
     Common,
     Keys,
+    LossResult,
     Options,
     TemperatureLike,
     check_device,
@@ -25,47 +24,28 @@ from diptych_contrast.pairwise.common import (
     sample_ids,
     sum_over,
 )
-from diptych_contrast.pairwise.statistics import (
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.kernel import log_sums
+from diptych_contrast.pairwise.sup_con import Views
+from diptych_contrast.statistics import (
     Moments,
     moments_between,
     moments_of,
     pair_info,
     reaches,
 )
-from diptych_contrast.pairwise.sup_con import Views
 
 Factors = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
 
 
-@overload
-def soft_sup_con(
-    z: Views,
-    soft_labels: Float[Tensor, "n c"] | None = ...,
-    temperature: TemperatureLike = ...,
-    *,
-    weights: Factors | None = ...,
-    return_info: Literal[True],
-    **common: Unpack[Common],
-) -> tuple[Tensor, PairInfo]: ...
-@overload
-def soft_sup_con(
-    z: Views,
-    soft_labels: Float[Tensor, "n c"] | None = ...,
-    temperature: TemperatureLike = ...,
-    *,
-    weights: Factors | None = ...,
-    return_info: Literal[False] = ...,
-    **common: Unpack[Common],
-) -> Tensor: ...
 def soft_sup_con(
     z: Views,
     soft_labels: Float[Tensor, "n c"] | None = None,
     temperature: TemperatureLike = 0.07,
     *,
     weights: Factors | None = None,
-    return_info: bool = False,
     **common: Unpack[Common],
-) -> Tensor | tuple[Tensor, PairInfo]:
+) -> LossResult:
     """Supervised contrastive loss with weighted positives.
 
     As `sup_con` in mode ``out``, but row i takes the weighted mean of ``s_ij / t`` with weights
@@ -77,7 +57,6 @@ def soft_sup_con(
         soft_labels: Non-negative class weights of each sample, shape (n, c), rows with a sum > 0.
         temperature: t > 0; number, 0-dim tensor or `Temperature`.
         weights: Non-negative factors (u, v) of the weights instead, each of shape (n, c).
-        return_info: Also return statistics; its positives are pairs of one sample.
         **common: See `Common`.
 
     Returns:
@@ -100,10 +79,10 @@ def soft_sup_con(
     with torch.autocast(views.device.type, enabled=False):
         positive, valid = _weighted_scores(options, views, u, v)
     positive = positive * scale
-    lse, peak = _denominators(options, rows, scale, return_info)
+    lse, peak = _denominators(options, rows, scale, options.return_info)
     valid = valid & (lse > -torch.inf)
     loss = reduce_rows(options, lse.masked_fill(~valid, 0.0) - positive, valid)
-    if not return_info:
+    if not options.return_info:
         return loss
     positives, best, rest = _siblings(views, lse.detach(), scale.detach())
     every = moments_between(rows, rows) - moments_of(rows.square().sum(1))
@@ -167,9 +146,9 @@ def _factors(
     if (soft_labels is None) == (weights is None):
         raise ContrastInputError(
             "soft_sup_con",
-            argument="soft_labels",
-            found="and 'weights' are both given" if weights else "and 'weights' are both None",
-            fix="pass one of them",
+            "soft_labels",
+            "and 'weights' are both given" if weights else "and 'weights' are both None",
+            "pass one of them",
         )
     if weights is None:
         assert soft_labels is not None
@@ -180,9 +159,9 @@ def _factors(
         if value.dim() != 2 or len(value) != views.shape[1] or not value.is_floating_point():
             raise ContrastInputError(
                 "soft_sup_con",
-                argument=name,
-                found=f"has shape {tuple(value.shape)} and dtype {value.dtype}",
-                fix=f"pass floating-point weights, one row for each of {views.shape[1]} samples",
+                name,
+                f"has shape {tuple(value.shape)} and dtype {value.dtype}",
+                f"pass floating-point weights, one row for each of {views.shape[1]} samples",
             )
         check_device("soft_sup_con", name, value, "z", views)
         if not readable(value):
@@ -191,9 +170,9 @@ def _factors(
         if bool(wrong.any()):
             raise ContrastInputError(
                 "soft_sup_con",
-                argument=name,
-                found=f"is negative or sums to 0 in row {int(wrong.nonzero()[0])}",
-                fix="pass non-negative rows with a positive sum",
+                name,
+                f"is negative or sums to 0 in row {int(wrong.nonzero()[0])}",
+                "pass non-negative rows with a positive sum",
             )
     factors = [value.to(views.dtype) for value in named.values()]
     return factors[0], factors[-1]

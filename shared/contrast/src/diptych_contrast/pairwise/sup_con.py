@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack, overload
+from typing import Literal, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych_contrast.dist import gather_no_grad
-from diptych_contrast.errors import ContrastInputError, warn
-from diptych_contrast.kernel import PairInfo, log_sums
-from diptych_contrast.pairwise.common import (
+from diptych_contrast.common import (
     Common,
     Keys,
+    LossResult,
     Options,
     TemperatureLike,
     meet_columns,
@@ -26,7 +24,10 @@ from diptych_contrast.pairwise.common import (
     sample_ids,
     sum_over,
 )
-from diptych_contrast.pairwise.statistics import (
+from diptych_contrast.dist import gather_no_grad
+from diptych_contrast.errors import ContrastInputError, warn
+from diptych_contrast.kernel import PairInfo, log_sums
+from diptych_contrast.statistics import (
     moments_between,
     moments_of,
     moments_within,
@@ -36,32 +37,6 @@ from diptych_contrast.pairwise.statistics import (
 Views = Float[Tensor, "n d"] | Float[Tensor, "v n d"] | tuple[Tensor, ...]
 
 
-@overload
-def sup_con(
-    z: Views,
-    labels: Int[Tensor, " n"],
-    temperature: TemperatureLike = ...,
-    *,
-    ids: Int[Tensor, " n"] | None = ...,
-    mode: Literal["out", "in"] = ...,
-    base_temperature: float | None = ...,
-    parity: Literal["official"] | None = ...,
-    return_info: Literal[True],
-    **common: Unpack[Common],
-) -> tuple[Tensor, PairInfo]: ...
-@overload
-def sup_con(
-    z: Views,
-    labels: Int[Tensor, " n"],
-    temperature: TemperatureLike = ...,
-    *,
-    ids: Int[Tensor, " n"] | None = ...,
-    mode: Literal["out", "in"] = ...,
-    base_temperature: float | None = ...,
-    parity: Literal["official"] | None = ...,
-    return_info: Literal[False] = ...,
-    **common: Unpack[Common],
-) -> Tensor: ...
 def sup_con(
     z: Views,
     labels: Int[Tensor, " n"],
@@ -71,9 +46,8 @@ def sup_con(
     mode: Literal["out", "in"] = "out",
     base_temperature: float | None = None,
     parity: Literal["official"] | None = None,
-    return_info: bool = False,
     **common: Unpack[Common],
-) -> Tensor | tuple[Tensor, PairInfo]:
+) -> LossResult:
     """Supervised contrastive loss (Khosla et al., 2020, equations 2 and 3).
 
     With P(i) the other rows of the label of i and ``D_i = sum_{a != i} exp(s_ia / t)``, mode
@@ -89,7 +63,6 @@ def sup_con(
         mode: Mean outside or inside the logarithm.
         base_temperature: Multiply the loss by ``temperature / base_temperature``.
         parity: ``official``: as the authors' code, with base temperature 0.07.
-        return_info: Also return statistics of the pairs.
         **common: See `Common`.
 
     Returns:
@@ -105,14 +78,12 @@ def sup_con(
     """
     options = read_options("sup_con", common)
     if mode not in {"out", "in"}:
-        raise ContrastInputError(
-            "sup_con", argument="mode", found=f"is {mode!r}", fix="pass 'out' or 'in'"
-        )
+        raise ContrastInputError("sup_con", "mode", f"is {mode!r}", "pass 'out' or 'in'")
     views = read_views(options, "z", z)
     scale = read_scale(options, temperature, views)
     classes = _classes(options, views, labels, ids)
     rows = views.flatten(0, 1)
-    result = class_contrast(options, rows, classes, scale, mode=mode, info=return_info)
+    result = class_contrast(options, rows, classes, scale, mode=mode, info=options.return_info)
     loss, info = result
     base = 0.07 if parity == "official" and base_temperature is None else base_temperature
     if base is not None:
@@ -130,9 +101,9 @@ def _classes(options: Options, views: Tensor, labels: Tensor, ids: Tensor | None
         if len(views) > 1 and readable(ids) and len(torch.unique(ids)) < len(ids):
             warn(
                 options.function,
-                argument="ids",
-                found="holds an id twice in one view, so its positives are ambiguous",
-                fix="give every sample of a view its own id",
+                "ids",
+                "holds an id twice in one view, so its positives are ambiguous",
+                "give every sample of a view its own id",
             )
     # Even keys are classes, odd ones unlabelled samples.
     return torch.where(labels >= 0, 2 * labels, 2 * ids + 1).repeat(len(views))
@@ -160,9 +131,9 @@ def class_contrast(
     if readable(valid) and not bool(valid.any()):
         warn(
             options.function,
-            argument="labels",
-            found="has no two rows of one class",
-            fix="the loss is 0: sample several rows of each class, or pass a second view",
+            "labels",
+            "has no two rows of one class",
+            "the loss is 0: sample several rows of each class, or pass a second view",
         )
     masks = ["not_self"]
     if mode == "in":

@@ -51,10 +51,7 @@ def check_penalty(function: str, l2: object, *, zero: bool) -> None:
         return
     if not isinstance(l2, int | float) or not (0 < l2 < math.inf or (zero and l2 == 0)):
         raise ContrastInputError(
-            function,
-            argument="l2",
-            found=f"is {l2!r}",
-            fix=f"pass 'cv' or a number {'from' if zero else 'above'} 0",
+            function, "l2", f"is {l2!r}", f"pass 'cv' or a number {'from' if zero else 'above'} 0"
         )
 
 
@@ -73,9 +70,9 @@ def choose_penalty(
         if math.isnan(losses[l2]):
             raise ContrastInputError(
                 function,
-                argument="l2",
-                found="is 'cv', but no fold holds a class that the others hold too",
-                fix="pass a number, or at least two rows (groups) a class",
+                "l2",
+                "is 'cv', but no fold holds a class that the others hold too",
+                "pass a number, or at least two rows (groups) a class",
             )
         if losses[l2] < losses[best]:
             best = l2
@@ -115,9 +112,9 @@ def _check_count(function: str, argument: str, count: int) -> None:
     if count < 2:
         raise ContrastInputError(
             function,
-            argument=argument,
-            found=f"holds {count}, too few for cross-validation",
-            fix="pass l2 as a number",
+            argument,
+            f"holds {count}, too few for cross-validation",
+            "pass l2 as a number",
         )
 
 

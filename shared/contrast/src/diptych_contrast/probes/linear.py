@@ -176,18 +176,16 @@ def few_label_probe(
     check_integers("few_label_probe", "test_y", test_y, test.shape[0])
     for name, value in (("n_per_class", n_per_class), ("repeats", repeats)):
         if value < 1:
-            raise ContrastInputError(
-                "few_label_probe", argument=name, found=f"is {value}", fix="pass at least 1"
-            )
+            raise ContrastInputError("few_label_probe", name, f"is {value}", "pass at least 1")
     features, mean, scale = standardise(train)
     labels = y.cpu().numpy()
     member = np.arange(len(labels)) if groups is None else groups.cpu().numpy()
     if int(np.unique(labels, return_counts=True)[1].min()) < n_per_class:
         warn(
             "few_label_probe",
-            argument="n_per_class",
-            found="is larger than a class",
-            fix="all rows of that class are drawn; pass a smaller number",
+            "n_per_class",
+            "is larger than a class",
+            "all rows of that class are drawn; pass a smaller number",
         )
     drawn, plain, balanced = [], [], []
     for repeat in range(repeats):
@@ -322,7 +320,5 @@ def _check_probe(
     if groups is not None:
         check_integers(function, "groups", groups, train.shape[0])
     if len(torch.unique(y)) < 2:
-        raise ContrastInputError(
-            function, argument="y", found="holds one class", fix="pass at least two classes"
-        )
+        raise ContrastInputError(function, "y", "holds one class", "pass at least two classes")
     check_penalty(function, l2, zero=True)

@@ -73,15 +73,13 @@ def knn_probe(
     check_finite("knn_probe", "bank", bank)
     check_finite("knn_probe", "query", query)
     if k < 1:
-        raise ContrastInputError(
-            "knn_probe", argument="k", found=f"is {k}", fix="pass at least 1 neighbour"
-        )
+        raise ContrastInputError("knn_probe", "k", f"is {k}", "pass at least 1 neighbour")
     if k > bank.shape[0]:
         warn(
             "knn_probe",
-            argument="k",
-            found="is larger than the bank",
-            fix="all rows of the bank vote; pass a smaller k",
+            "k",
+            "is larger than the bank",
+            "all rows of the bank vote; pass a smaller k",
         )
         k = bank.shape[0]
     dtype = torch.promote_types(bank.dtype, query.dtype)
@@ -101,9 +99,9 @@ def _check_labels(labels: Tensor, count: int, classes: int | None) -> int:
     if low < 0 or (classes is not None and high >= classes):
         raise ContrastInputError(
             "knn_probe",
-            argument="bank_y",
-            found=f"has labels from {low} to {high}",
-            fix=f"number the classes from 0 to {(classes or high + 1) - 1}",
+            "bank_y",
+            f"has labels from {low} to {high}",
+            f"number the classes from 0 to {(classes or high + 1) - 1}",
         )
     return classes or high + 1
 

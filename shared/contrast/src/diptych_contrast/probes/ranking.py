@@ -232,9 +232,9 @@ def _relevance(
         if n != m:
             raise ContrastInputError(
                 "retrieval",
-                argument="relevant",
-                found=f"is missing with {n} and {m} rows",
-                fix="name the relevant row of 'y' for each row of 'x'",
+                "relevant",
+                f"is missing with {n} and {m} rows",
+                "name the relevant row of 'y' for each row of 'x'",
             )
         relevant = torch.arange(n, device=x.device)
     if relevant.dtype is torch.bool:
@@ -242,9 +242,9 @@ def _relevance(
         if matrix.shape != (n, m) or not bool(matrix.any()):
             raise ContrastInputError(
                 "retrieval",
-                argument="relevant",
-                found=f"has shape {tuple(matrix.shape)} and {int(matrix.sum())} true entries",
-                fix=f"pass a matrix of {n} x {m} with at least one true entry",
+                "relevant",
+                f"has shape {tuple(matrix.shape)} and {int(matrix.sum())} true entries",
+                f"pass a matrix of {n} x {m} with at least one true entry",
             )
         return lambda block: matrix[block], lambda block: matrix.T[block]
     check_integers("retrieval", "relevant", relevant, n)
@@ -252,9 +252,9 @@ def _relevance(
     if low < 0 or high >= m:
         raise ContrastInputError(
             "retrieval",
-            argument="relevant",
-            found=f"names rows {low} to {high}, 'y' has {m}",
-            fix=f"number the rows of 'y' from 0 to {m - 1}",
+            "relevant",
+            f"names rows {low} to {high}, 'y' has {m}",
+            f"number the rows of 'y' from 0 to {m - 1}",
         )
     index, names = relevant, torch.arange(m, device=x.device)
     return (
@@ -265,25 +265,23 @@ def _relevance(
 
 def _check_ks(function: str, ks: Sequence[int]) -> None:
     if not all(k >= 1 for k in ks):
-        raise ContrastInputError(
-            function, argument="ks", found=f"is {tuple(ks)}", fix="pass ranks of at least 1"
-        )
+        raise ContrastInputError(function, "ks", f"is {tuple(ks)}", "pass ranks of at least 1")
 
 
 def _check_scores(function: str, scores: Tensor, relevant: Tensor) -> None:
     if scores.ndim != 2 or scores.shape != relevant.shape or relevant.dtype is not torch.bool:
         raise ContrastInputError(
             function,
-            argument="relevant",
-            found=f"has shape {tuple(relevant.shape)} and dtype {relevant.dtype}, "
+            "relevant",
+            f"has shape {tuple(relevant.shape)} and dtype {relevant.dtype}, "
             f"'scores' has {tuple(scores.shape)}",
-            fix="pass one bool a score, queries in rows and candidates in columns",
+            "pass one bool a score, queries in rows and candidates in columns",
         )
     check_finite(function, "scores", scores)
     if not bool(relevant.any(1).all()):
         raise ContrastInputError(
             function,
-            argument="relevant",
-            found="has a query without a relevant candidate",
-            fix="leave such queries out",
+            "relevant",
+            "has a query without a relevant candidate",
+            "leave such queries out",
         )

@@ -139,9 +139,9 @@ def _columns(argument: str, y: Tensor, count: int, width: int | None = None) -> 
     if not fits or (width is not None and columns.shape[1] != width):
         raise ContrastInputError(
             "ridge_probe",
-            argument=argument,
-            found=f"has shape {tuple(y.shape)}",
-            fix=f"pass {count} rows with one column a target",
+            argument,
+            f"has shape {tuple(y.shape)}",
+            f"pass {count} rows with one column a target",
         )
     check_finite("ridge_probe", argument, columns)
     return columns

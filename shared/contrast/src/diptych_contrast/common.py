@@ -18,6 +18,7 @@ from diptych_contrast.kernel import Backend, Engine, PairMask, check_engine
 from diptych_contrast.kernel.call import call
 from diptych_contrast.kernel.normalize import unit_rows
 
+LossResult = Any  # a tensor; with ``return_info=True`` a tensor and a `PairInfo`
 TemperatureLike = float | Tensor | Callable[[], Tensor]
 
 
@@ -32,6 +33,7 @@ class Common(TypedDict, total=False):
     backend: Backend
     tile: int | Literal["auto"]
     check_finite: bool
+    return_info: bool
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Options:
         backend: ``auto``, ``tiled`` or ``dense``.
         tile: Rows and columns of a tile, or ``auto``.
         check_finite: Refuse values that are not finite; reads the data.
+        return_info: Give a pair: the loss and the `PairInfo` of its pairs.
     """
 
     function: str
@@ -62,6 +65,7 @@ class Options:
     backend: Backend = "auto"
     tile: int | Literal["auto"] = "auto"
     check_finite: bool = False
+    return_info: bool = False
 
     @property
     def engine(self) -> Engine:
@@ -99,14 +103,11 @@ def read_options(function: str, given: Common) -> Options:
         value = getattr(options, argument)
         if value not in choices:
             raise ContrastInputError(
-                function,
-                argument=argument,
-                found=f"is {value!r}",
-                fix=f"pass one of {', '.join(choices)}",
+                function, argument, f"is {value!r}", f"pass one of {', '.join(choices)}"
             )
     if options.ring and options.group is None:
         raise ContrastInputError(
-            function, argument="ring", found="is True without 'group'", fix="pass a process group"
+            function, "ring", "is True without 'group'", "pass a process group"
         )
     check_engine(function, options.engine)
     return options
@@ -138,9 +139,9 @@ def read_embeddings(options: Options, **embeddings: Tensor) -> Tensor:
         if value.shape != reference.shape:
             raise ContrastInputError(
                 options.function,
-                argument=name,
-                found=f"has shape {tuple(value.shape)}, {first!r} has {tuple(reference.shape)}",
-                fix="pass the same number of rows"
+                name,
+                f"has shape {tuple(value.shape)}, {first!r} has {tuple(reference.shape)}",
+                "pass the same number of rows"
                 if value.shape[0] != reference.shape[0]
                 else "pass the same number of dimensions",
             )
@@ -156,9 +157,9 @@ def read_embeddings(options: Options, **embeddings: Tensor) -> Tensor:
         if readable(value) and len(value) and float(value.detach().norm(dim=1).amax()) > 100:
             warn(
                 options.function,
-                argument=name,
-                found="has rows longer than 100 and normalize is False",
-                fix="pass normalize=True, or scale the embeddings",
+                name,
+                "has rows longer than 100 and normalize is False",
+                "pass normalize=True, or scale the embeddings",
             )
     return torch.stack(prepared)
 
@@ -179,9 +180,7 @@ def read_views(options: Options, argument: str, views: Tensor | tuple[Tensor, ..
     if isinstance(views, Tensor) and views.dim() != 3:
         _check_matrix(options.function, argument, views)
     if len(views) == 0:
-        raise ContrastInputError(
-            options.function, argument=argument, found="has no views", fix="pass at least one"
-        )
+        raise ContrastInputError(options.function, argument, "has no views", "pass at least one")
     named = {f"{argument}[{index}]": view for index, view in enumerate(views)}
     return read_embeddings(options, **named)
 
@@ -190,16 +189,13 @@ def _check_matrix(function: str, name: str, value: Tensor) -> None:
     if value.dim() != 2 or 0 in value.shape:
         raise ContrastInputError(
             function,
-            argument=name,
-            found=f"has shape {tuple(value.shape)}",
-            fix="pass embeddings of shape (samples, dimensions), at least one of each",
+            name,
+            f"has shape {tuple(value.shape)}",
+            "pass embeddings of shape (samples, dimensions), at least one of each",
         )
     if not value.is_floating_point():
         raise ContrastInputError(
-            function,
-            argument=name,
-            found=f"has dtype {value.dtype}",
-            fix="pass floating-point embeddings",
+            function, name, f"has dtype {value.dtype}", "pass floating-point embeddings"
         )
 
 
@@ -208,9 +204,9 @@ def check_device(function: str, name: str, value: Tensor, first: str, reference:
     if value.device != reference.device:
         raise ContrastInputError(
             function,
-            argument=name,
-            found=f"is on {value.device}, {first!r} on {reference.device}",
-            fix="move both to one device",
+            name,
+            f"is on {value.device}, {first!r} on {reference.device}",
+            "move both to one device",
         )
 
 
@@ -231,23 +227,21 @@ def read_labels(
     """
     name = options.function
     if labels.is_floating_point() or labels.dtype in {torch.bool, torch.complex64}:
-        raise ContrastInputError(
-            name, argument=argument, found=f"has dtype {labels.dtype}", fix="pass integers"
-        )
+        raise ContrastInputError(name, argument, f"has dtype {labels.dtype}", "pass integers")
     if labels.shape != reference.shape[:1]:
         raise ContrastInputError(
             name,
-            argument=argument,
-            found=f"has shape {tuple(labels.shape)} for {len(reference)} samples",
-            fix="pass one integer for each sample",
+            argument,
+            f"has shape {tuple(labels.shape)} for {len(reference)} samples",
+            "pass one integer for each sample",
         )
     check_device(name, argument, labels, "embeddings", reference)
     if lowest is not None and readable(labels) and len(labels) and int(labels.min()) < lowest:
         raise ContrastInputError(
             name,
-            argument=argument,
-            found=f"holds {int(labels.min())}",
-            fix="number the classes from 0" + (" (-1: unlabelled)" if lowest == -1 else ""),
+            argument,
+            f"holds {int(labels.min())}",
+            "number the classes from 0" + (" (-1: unlabelled)" if lowest == -1 else ""),
         )
     return labels.long()
 
@@ -269,10 +263,7 @@ def read_scale(options: Options, temperature: TemperatureLike, like: Tensor) -> 
     value = temperature() if callable(temperature) else temperature
     if isinstance(value, Tensor) and value.dim() != 0:
         raise ContrastInputError(
-            options.function,
-            argument="temperature",
-            found=f"has shape {tuple(value.shape)}",
-            fix="pass one number",
+            options.function, "temperature", f"has shape {tuple(value.shape)}", "pass one number"
         )
     if isinstance(value, Tensor):
         if readable(value):
@@ -284,15 +275,13 @@ def read_scale(options: Options, temperature: TemperatureLike, like: Tensor) -> 
 
 def _check_temperature(function: str, value: float) -> None:
     if not 0 < value < float("inf"):
-        raise ContrastInputError(
-            function, argument="temperature", found=f"is {value}", fix="pass a positive number"
-        )
+        raise ContrastInputError(function, "temperature", f"is {value}", "pass a positive number")
     if not 1e-3 <= value <= 10:
         warn(
             function,
-            argument="temperature",
-            found="lies outside 0.001 to 10",
-            fix="check its unit: scores are divided by it",
+            "temperature",
+            "lies outside 0.001 to 10",
+            "check its unit: scores are divided by it",
         )
 
 
@@ -369,10 +358,10 @@ def reduce_rows(options: Options, rows: Float[Tensor, " n"], valid: Tensor | Non
         if options.empty == "error" and readable(valid) and not bool(valid.all()):
             raise ContrastInputError(
                 options.function,
-                argument="empty",
-                found=f"is 'error' and {int((~valid).sum())} of {len(valid)} rows have no positive "
+                "empty",
+                f"is 'error' and {int((~valid).sum())} of {len(valid)} rows have no positive "
                 f"or no negative",
-                fix="pass other samples together, or empty='skip'",
+                "pass other samples together, or empty='skip'",
             )
     if options.reduction == "none":
         return rows
@@ -386,9 +375,9 @@ def reduce_rows(options: Options, rows: Float[Tensor, " n"], valid: Tensor | Non
     if readable(count) and float(count) == 0:
         warn(
             options.function,
-            argument="embeddings",
-            found="have no row with a positive and a negative",
-            fix="the loss is 0: pass samples that share a class or a second view",
+            "embeddings",
+            "have no row with a positive and a negative",
+            "the loss is 0: pass samples that share a class or a second view",
         )
     return rows.sum() * (size / count.clamp_min(1.0))
 

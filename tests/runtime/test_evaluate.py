@@ -271,6 +271,12 @@ def test_damaged_results_are_refused_with_the_place() -> None:
         ([0.9, 0.91, 0.92, 0.93, 0.95, 0.9, 0.97], [0.5] * 7, "better"),
         ([0.4, 0.41, 0.42, 0.43, 0.45, 0.4, 0.47], [0.5] * 7, "worse"),
         ([0.4, 0.6, 0.4, 0.6, 0.45, 0.55, 0.5], [0.5] * 7, "no evidence of a gain"),
+        (
+            [0.4, 0.41, 0.44],  # no test of three subjects reaches p < 0.05
+            [0.5] * 3,
+            "no evidence of a gain, the whole interval is a loss",
+        ),
+        ([0.6, 0.59, 0.56], [0.5] * 3, "no evidence of a gain"),
         ([0.9], [0.5], "not tested (one subject: nothing to resample)"),
     ],
 )
@@ -295,6 +301,13 @@ def test_a_lower_metric_is_better_when_it_falls() -> None:
     sentence = verdict(summarise(frame, {}, metrics, **SETTINGS), metrics)
     assert "best baseline good 0.200" in sentence
     assert sentence.endswith("difference -0.100 [-0.100, -0.100]: better")
+
+
+def test_a_rise_of_a_lower_metric_is_a_loss_beyond_its_margin_alone() -> None:
+    frame = rows({"": {"ece": [0.3, 0.31, 0.34]}, "lda": {"ece": [0.2] * 3}})
+    for margin, ending in ((0.05, "the whole interval is a loss"), (0.2, "no evidence of a gain")):
+        metrics = {"ece": Metric("Calibration error", "", "lower", headline=True, margin=margin)}
+        assert verdict(summarise(frame, {}, metrics, **SETTINGS), metrics).endswith(ending)
 
 
 def evaluation(value: float = 0.5) -> Evaluation:

@@ -211,25 +211,46 @@ def probability(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-Evidence = Literal["better", "worse", "no evidence of a gain", "not tested"]
+Evidence = Literal[
+    "better",
+    "worse",
+    "no evidence of a gain",
+    "no evidence of a gain, the whole interval is a loss",
+    "not tested",
+]
 
 
 def evidence(difference: Mapping[str, Any], metric: Metric) -> Evidence:
     """What a tested difference says about the first method.
 
     Args:
-        difference: value (first minus second) and Holm-adjusted ``p``.
-        metric: Which direction is better.
+        difference: value (first minus second), its interval and Holm-adjusted ``p``.
+        metric: Which direction is better, and the margin up to which methods count as equal.
 
     Returns:
-        "better" or "worse" with p < 0.05, else "no evidence of a gain"; "not tested" without p.
+        "better" or "worse" with p < 0.05, else "no evidence of a gain"; with few subjects no
+        test can reach p < 0.05, so an interval that is a loss from end to end is named too.
+        "not tested" without p.
     """
     if difference["p"] is None or difference["value"] is None:
         return "not tested"
-    if difference["p"] >= SIGNIFICANT:
-        return "no evidence of a gain"
-    gain = difference["value"] > 0
-    return "better" if gain == (metric.better == "higher") else "worse"
+    sign = 1 if metric.better == "higher" else -1
+    gain, *ends = (
+        sign * value if (value := difference[key]) is not None else 0.0
+        for key in ("value", "low", "high")
+    )
+    if difference["p"] < SIGNIFICANT:
+        return "better" if gain > 0 else "worse"
+    if max(ends) < 0 and gain < -metric.margin:
+        return "no evidence of a gain, the whole interval is a loss"
+    return "no evidence of a gain"
+
+
+def tone(word: str) -> Literal["good", "bad", "open"]:
+    """The colour in which a word of :func:`evidence` stands."""
+    if word.endswith("loss") or word == "worse":
+        return "bad"
+    return "good" if word == "better" else "open"
 
 
 def best_baseline(results: Mapping[str, Any], name: str, metric: Metric) -> str | None:

@@ -18,7 +18,7 @@ from diptych.contract import Pipeline
 from diptych.files import write_text
 from diptych.report import curves, views
 from diptych.report.pictures import listed
-from diptych.results import read_results, verdict
+from diptych.results import read_results, tone, verdict
 
 LARGEST = 4_900_000  # bytes; the report can be sent by mail
 WORST_ROWS = 15
@@ -85,7 +85,7 @@ def _context(run: Path, evaluation: Path, pipeline: Pipeline) -> dict[str, Any]:
         "results": results,
         "parts": statement.split("; "),
         "judgement": judgement,
-        "kind": {"better": "good", "worse": "bad"}.get(judgement, "open"),
+        "kind": tone(judgement),
         "alarms": alarms(config_text, split, _findings(run / "findings.json"), results["subject"]),
         "evaluation_findings": views.grouped_findings(_findings(evaluation / "findings.json")),
         "sentences": sentences,

@@ -15,6 +15,7 @@ from diptych.results import (
     metric_of,
     number,
     probability,
+    tone,
 )
 
 MINUS = "\u2212"
@@ -140,7 +141,7 @@ def _forest_row(
         "interval": typeset(interval(difference, metric, digits)),
         "p": typeset(probability(difference["p"])),
         "word": word,
-        "kind": {"better": "good", "worse": "bad"}.get(word, "open"),
+        "kind": tone(word),
         "reason": difference.get("reason", ""),
     }
 

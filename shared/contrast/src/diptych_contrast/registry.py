@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
-from diptych_contrast import multiview, pairwise, reference
+from diptych_contrast import multiview, pairwise
 from diptych_contrast.common import Common, Options
 from diptych_contrast.errors import ContrastInputError
 
@@ -54,6 +55,8 @@ def _spec(
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is not inspect.Parameter.empty
     }
+    family = function.__module__.split(".")[1]
+    reference = import_module(f"diptych_contrast.reference.{family}")
     common = {name: getattr(Options(function.__name__), name) for name in Common.__annotations__}
     return LossSpec(
         name=function.__name__,

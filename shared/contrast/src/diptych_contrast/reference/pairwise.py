@@ -1,8 +1,4 @@
-"""Every loss once more in a few dense lines of float64: to read, and to compare against.
-
-Each takes the arguments of its loss that matter for the value, stores all scores, and gives the
-mean over valid rows.
-"""
+"""Pairwise losses, dense."""
 
 from __future__ import annotations
 
@@ -12,13 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.double(), dim=-1)
-
-
-def _log_sum(scores: Tensor, mask: Tensor) -> Tensor:
-    return scores.masked_fill(~mask, -math.inf).logsumexp(1)
+from diptych_contrast.reference import log_sum, unit
 
 
 def nt_xent(
@@ -30,7 +20,7 @@ def nt_xent(
 ) -> Tensor:
     """`diptych_contrast.nt_xent`, dense."""
     n = len(z1)
-    z = torch.cat([_unit(z1), _unit(z2)])
+    z = torch.cat([unit(z1), unit(z2)])
     scores = z @ z.t() / temperature
     partner = torch.arange(2 * n).roll(n)
     mask = ~torch.eye(2 * n, dtype=torch.bool)
@@ -39,7 +29,7 @@ def nt_xent(
             mask &= key.repeat(2)[:, None] != key.repeat(2)
     valid = mask.any(1)
     mask[torch.arange(2 * n), partner] = True
-    rows = _log_sum(scores, mask) - scores[torch.arange(2 * n), partner]
+    rows = log_sum(scores, mask) - scores[torch.arange(2 * n), partner]
     return rows[valid].mean()
 
 
@@ -55,15 +45,15 @@ def info_nce(
     """`diptych_contrast.info_nce`, dense; the queue is a tensor."""
     if symmetric:
         return clip_loss(q, k, temperature)
-    q, k = _unit(q), _unit(k)
+    q, k = unit(q), unit(k)
     positive = (q * k).sum(1, keepdim=True)
     columns = [positive]
     if "in_batch" in negatives:
         columns = [q @ k.t()]
     if queue is not None:
-        columns.append(q @ _unit(queue).t())
+        columns.append(q @ unit(queue).t())
     if row_negatives is not None:
-        columns.append(torch.einsum("nd,ncd->nc", q, _unit(row_negatives)))
+        columns.append(torch.einsum("nd,ncd->nc", q, unit(row_negatives)))
     scores = torch.cat(columns, 1) / temperature
     return (scores.logsumexp(1) - positive[:, 0] / temperature).mean()
 
@@ -78,7 +68,7 @@ def sup_con(
 ) -> Tensor:
     """`diptych_contrast.sup_con`, dense; z of shape (v, n, d) or (n, d)."""
     views = z if z.dim() == 3 else z[None]
-    rows = _unit(views.flatten(0, 1))
+    rows = unit(views.flatten(0, 1))
     keys = torch.arange(views.shape[1]) if ids is None else ids
     keys, labels = keys.repeat(len(views)), labels.repeat(len(views))
     scores = rows @ rows.t() / temperature
@@ -89,9 +79,9 @@ def sup_con(
     count, valid = same.sum(1), same.any(1)
     scores, same, other, count = scores[valid], same[valid], other[valid], count[valid]
     if mode == "in":
-        losses = _log_sum(scores, other) - _log_sum(scores, same) + count.log()
+        losses = log_sum(scores, other) - log_sum(scores, same) + count.log()
     else:
-        losses = _log_sum(scores, other) - (scores * same).sum(1) / count
+        losses = log_sum(scores, other) - (scores * same).sum(1) / count
     return losses.mean() * (1.0 if base_temperature is None else temperature / base_temperature)
 
 
@@ -104,7 +94,7 @@ def soft_sup_con(
     """`diptych_contrast.soft_sup_con`, dense; z of shape (v, n, d) or (n, d)."""
     views = z if z.dim() == 3 else z[None]
     count, n = views.shape[:2]
-    rows = _unit(views.flatten(0, 1))
+    rows = unit(views.flatten(0, 1))
     if weights is None:
         assert soft_labels is not None
         weights = (soft_labels, soft_labels)
@@ -114,13 +104,13 @@ def soft_sup_con(
     pairs = torch.where(sample[:, None] == sample, 1.0, u @ v.t()) * other
     valid = pairs.sum(1) > 0
     scores = rows @ rows.t() / temperature
-    losses = _log_sum(scores, other) - (pairs * scores).sum(1) / pairs.sum(1)
+    losses = log_sum(scores, other) - (pairs * scores).sum(1) / pairs.sum(1)
     return losses[valid].mean()
 
 
 def clip_loss(x: Tensor, y: Tensor, temperature: float = 0.07) -> Tensor:
     """`diptych_contrast.clip_loss`, dense."""
-    scores = _unit(x) @ _unit(y).t() / temperature
+    scores = unit(x) @ unit(y).t() / temperature
     target = torch.arange(len(x))
     return (F.cross_entropy(scores, target) + F.cross_entropy(scores.t(), target)) / 2
 
@@ -133,11 +123,6 @@ def siglip(
     positives: Tensor | None = None,
 ) -> Tensor:
     """`diptych_contrast.siglip`, dense."""
-    scores = math.exp(log_scale) * _unit(x) @ _unit(y).t() + bias
+    scores = math.exp(log_scale) * unit(x) @ unit(y).t() + bias
     share = torch.eye(len(x)).double() if positives is None else positives.double()
     return -(share * F.logsigmoid(scores) + (1 - share) * F.logsigmoid(-scores)).sum(1).mean()
-
-
-def nt_xent_multi(views: Tensor, temperature: float = 0.5) -> Tensor:
-    """`diptych_contrast.nt_xent_multi`, dense."""
-    return sup_con(views, torch.arange(views.shape[1]), temperature)

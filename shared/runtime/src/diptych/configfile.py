@@ -191,6 +191,11 @@ def _takes_only_text(annotation: Any) -> bool:
     return bool(kinds & {str, Path}) and kinds <= {str, Path, type(None), annotation}
 
 
+def is_path(annotation: Any) -> bool:
+    """Whether a field holds a path, perhaps with None."""
+    return Path in (annotation, *get_args(annotation))
+
+
 def _is_union(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, types.UnionType)
 

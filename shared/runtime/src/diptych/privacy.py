@@ -7,6 +7,8 @@ import hmac
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from diptych.errors import UsageError
+
 SHORT, LONG = 8, 16
 
 
@@ -25,8 +27,17 @@ def pseudonyms(
 
     Returns:
         Subject's own name -> pseudonym.
+
+    Raises:
+        UsageError: The key cannot be read.
     """
-    fixed = hashlib.blake2b(key_file.read_bytes()).digest() if key_file is not None else None
+    try:
+        fixed = hashlib.blake2b(key_file.read_bytes()).digest() if key_file is not None else None
+    except OSError as error:
+        raise UsageError(
+            f"run.pseudonym_key {key_file}: cannot be read ({error.strerror}): give the file with "
+            "--set run.pseudonym_key=FILE, or null for names that follow from the data"
+        ) from None
     names = {
         subject: _code(subject, fixed or _key(digests))
         for subject, digests in digests_of_subject.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,23 +10,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
-from diptych.config import digest, dump_yaml, load_yaml, resolve
+from diptych.config import digest, dump_yaml, load_yaml, merge, resolve
+from diptych.configfile import dotted, leaves
 from diptych.contract import Artifact, Config, Facts, Fit, FitResult, Pipeline
 from diptych.errors import DataError, UsageError
 from diptych.files import read_json, write_json, write_text
 from diptych.split import Split
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from torch import nn
 
     from diptych.prepared import Prepared
 
 FORMAT = 1
+Settled = TypeVar("Settled", bound=BaseModel)
+BY_CONTENT, NOT_KEPT = "sha256-", "not-kept"  # what stands in config.yaml for the user's paths
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def create(folder: RunFolder, pipeline: Pipeline, config: BaseModel, command: st
     """
     refuse_occupied(folder.path)
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_text(folder.path / "config.yaml", dump_yaml(config))
+    write_text(folder.path / "config.yaml", dump_yaml(portable(config)))
     write_json(folder.path / "environment.json", environment(config, command))
     identity = {"format": FORMAT, "pipeline": pipeline.name, "version": version(pipeline)}
     write_json(folder.path / "run.json", identity)
@@ -212,13 +216,60 @@ def stored_config(folder: RunFolder, pipeline: Pipeline) -> Config:
     return load_yaml(pipeline.config, folder.path / "config.yaml")
 
 
+def paths_of(config: BaseModel) -> dict[str, Path]:
+    """The files that a configuration names, by dotted key."""
+    found = {}
+    for keys, _ in leaves(type(config)):
+        value: Any = config
+        for key in keys:
+            value = getattr(value, key, None)
+        if isinstance(value, Path):
+            found[dotted(keys)] = value
+    return found
+
+
+def portable(config: Settled) -> Settled:
+    """A configuration as a folder keeps it: the user's files by their content, not their path.
+
+    Args:
+        config: Any configuration; files of section ``run``, such as keys, leave no trace.
+    """
+    kept = {}
+    for name, path in paths_of(config).items():
+        if path.is_file() and not name.startswith("run."):
+            kept[name] = BY_CONTENT + hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        elif not path.name.startswith(BY_CONTENT):
+            kept[name] = NOT_KEPT
+    return merge(config, kept) if kept else config
+
+
+def for_other_data(config: Settled) -> Settled:
+    """A run's configuration without the files that say something about the run's own data."""
+    own = [name for name, path in paths_of(config).items() if path.name.startswith(BY_CONTENT)]
+    return merge(config, dict.fromkeys(own)) if own else config
+
+
+def require_files(folder: RunFolder, config: BaseModel) -> None:
+    """Demand the files of a configuration that a run does not keep.
+
+    Raises:
+        UsageError: One is not there.
+    """
+    for name, path in paths_of(config).items():
+        if not path.exists():
+            raise UsageError(
+                f"{folder.path}: its data are not prepared yet, and a run keeps no {name}: go on "
+                f"with --resume --set {name}=FILE, the same file"
+            )
+
+
 def require_same(folder: RunFolder, pipeline: Pipeline, config: BaseModel) -> None:
     """Refuse to join a run with another config.
 
     Raises:
         UsageError: The configs differ in more than the section ``run``.
     """
-    if digest(stored_config(folder, pipeline)) != digest(config):
+    if digest(stored_config(folder, pipeline)) != digest(portable(config)):
         raise UsageError(
             f"{folder.path}: was made with another config: resume without --recipe, --config and "
             "--set, or choose another --out"

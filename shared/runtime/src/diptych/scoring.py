@@ -15,7 +15,7 @@ from diptych.errors import DataError
 from diptych.files import read_json, write_json
 from diptych.findings import Findings
 from diptych.progress import progress
-from diptych.run import RunFolder, TrainedFits
+from diptych.run import RunFolder, TrainedFits, for_other_data
 from diptych.split import Split
 from diptych.training import Job, check_source, overlap_finding, subjects_seen
 
@@ -116,7 +116,7 @@ def score_data(
     """
     from diptych.prepared import Prepared, is_prepared
 
-    config = trained.config
+    config = for_other_data(trained.config)
     parts: list[Evaluation] = []
     first: Prepared | None = None
     findings = Findings()

@@ -94,9 +94,8 @@ def open_job(
             return _complete(pipeline, data, folder, config)
     if config is not None:
         runs.require_same(folder, pipeline, config)
-    own = runs.stored_config(folder, pipeline)
-    if config is not None:  # the section run may differ: devices, threads, workers
-        own = own.model_copy(update={"run": config.run})  # type: ignore[attr-defined]
+    # A given config differs in the section run at most, and knows where the user's files lie.
+    own = runs.stored_config(folder, pipeline) if config is None else config
     return _complete(pipeline, data, folder, own)
 
 
@@ -142,7 +141,7 @@ def _require_prepared_for(pipeline: Pipeline, data: Path, config: Any) -> None:
     if not made_with.is_file():
         return
     before = values_of(load_yaml(pipeline.config, made_with))["data"]
-    now = values_of(config)["data"]
+    now = values_of(runs.portable(config))["data"]
     odd = [f"data.{key}" for key in now if now[key] != before.get(key)]
     if odd:
         raise UsageError(
@@ -160,6 +159,7 @@ def _complete(pipeline: Pipeline, data: Path, folder: RunFolder, config: Any) ->
         elif is_prepared(folder.prepared):
             prepared = Prepared.open(folder.prepared)
         else:
+            runs.require_files(folder, config)
             prepared = pipeline.prepare(config, data, folder.prepared)
         assert prepared.path is not None
         shutil.copyfile(prepared.path / "manifest.json", folder.path / "manifest.json")

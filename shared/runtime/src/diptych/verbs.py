@@ -54,7 +54,7 @@ def prepare(pipeline: Pipeline, data: Path, out: Path, config: Any) -> Findings:
     runs.refuse_inside(out, data)
     findings = check_source(pipeline, data, config)
     pipeline.prepare(config, data, out)
-    write_text(out / "config.yaml", dump_yaml(config))
+    write_text(out / "config.yaml", dump_yaml(runs.portable(config)))
     write_json(out / "findings.json", findings.redacted().to_json())
     return findings
 

@@ -26,6 +26,7 @@ from diptych.cli.terminal import (
     show_names,
 )
 from diptych.config import default_recipe, list_recipes, load, recipes_folder
+from diptych.configfile import dotted, is_path, leaves
 from diptych.contract import Pipeline, Verb
 from diptych.errors import DataError, UsageError
 from diptych.findings import Findings
@@ -247,9 +248,11 @@ def _reproducing(
     words = ["diptych", pipeline.name, "train", "DATA", "--out", "RUN"]
     words += ["--recipe", recipe] if recipe else []
     words += ["--config", "CONFIG"] if file else []
+    files = {dotted(keys) for keys, info in leaves(pipeline.config) if is_path(info.annotation)}
     for pair in sets:
         key, _, value = pair.partition("=")
-        words += ["--set", f"{key}={'PATH' if '/' in value or chr(92) in value else value}"]
+        hidden = key in files or "/" in value or chr(92) in value
+        words += ["--set", f"{key}={'PATH' if hidden else value}"]
     words += ["--init", "INIT"] if init else []
     words += ["--init-partial"] if init_partial else []
     return shlex.join(words)

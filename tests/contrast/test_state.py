@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.state import KeyQueue, MomentumEncoder, Temperature, cosine_momentum
+from diptych_contrast.state import (
+    CrossBatchMemory,
+    KeyQueue,
+    MomentumEncoder,
+    Temperature,
+    cosine_momentum,
+)
 
 
 def descend(temperature, gradient_of_scale, steps=1, rate=0.5):
@@ -312,3 +318,50 @@ def test_temperature_and_queue_compile_without_a_graph_break():
         assert temperature.log_scale.grad.item() == pytest.approx(-0.07 * stored)
         assert len(queue.stored()) == stored
         temperature.zero_grad()
+
+
+class TestCrossBatchMemory:
+    def memory(self):
+        memory = CrossBatchMemory(6, 3, start_step=10)
+        z = torch.eye(3)
+        memory.enqueue(z, torch.tensor([0, 0, 1]), torch.tensor([5, 6, 7]))
+        return memory
+
+    def test_it_gives_nothing_before_its_first_step(self):
+        z, labels, ids = self.memory().others(torch.tensor([1]), step=9)
+        assert z.shape == (0, 3)
+        assert len(labels) == len(ids) == 0
+
+    def test_copies_of_the_batch_and_empty_slots_are_left_out(self):
+        z, labels, ids = self.memory().others(torch.tensor([6, 99, -1]), step=10)
+        torch.testing.assert_close(z, torch.eye(3)[[0, 2]])
+        assert labels.tolist() == [0, 1]
+        assert ids.tolist() == [5, 7]
+        assert not z.requires_grad
+
+    def test_a_graph_survives_the_next_enqueue(self):
+        memory = self.memory()
+        x = torch.randn(2, 3, requires_grad=True)
+        rows, _, _ = memory.others(torch.tensor([1, 2]), step=10)
+        loss = (x @ rows.t()).square().sum()
+        memory.enqueue(x.detach(), torch.tensor([0, 1]), torch.tensor([1, 2]))
+        loss.backward()
+        assert torch.isfinite(x.grad).all()
+
+    def test_drift_compares_with_the_newest_copy(self):
+        memory = self.memory()
+        now = torch.tensor([[0.0, 1, 0], [0, 1, 0]])
+        assert memory.drift(now, torch.tensor([5, 6])) == pytest.approx(0.5)
+        memory.enqueue(now[:1], torch.tensor([0]), torch.tensor([5]))
+        assert memory.drift(now, torch.tensor([5, 6])) == pytest.approx(1.0)
+        assert math.isnan(memory.drift(now, torch.tensor([50, 60])))
+
+    def test_it_resumes_bit_for_bit(self):
+        memory, again = self.memory(), CrossBatchMemory(6, 3, start_step=10)
+        again.load_state_dict(memory.state_dict())
+        for one in (memory, again):
+            one.enqueue(2 * torch.eye(3), torch.tensor([2, 2, 2]), torch.tensor([8, 9, 10]))
+            one.enqueue(3 * torch.eye(3), torch.tensor([3, 3, 3]), torch.tensor([1, 2, 3]))
+        for name, value in memory.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name])
+        assert memory.others(torch.tensor([0]), step=10)[2].tolist() == [1, 2, 3, 8, 9, 10]

@@ -18,6 +18,7 @@ from diptych_contrast.diagnostics import (
 )
 from diptych_contrast.dist import gather_no_grad, gather_with_grad, world
 from diptych_contrast.errors import ContrastInputError, ContrastWarning
+from diptych_contrast.gradcache import grad_cache
 from diptych_contrast.heads import MultiHead, ProjectionHead, head, multi_crop_forward
 from diptych_contrast.kernel import (
     PairInfo,
@@ -45,12 +46,21 @@ from diptych_contrast.probes import (
     ridge_probe,
 )
 from diptych_contrast.registry import LossSpec, explain, loss, losses
-from diptych_contrast.state import KeyQueue, MomentumEncoder, Temperature, cosine_momentum
+from diptych_contrast.samplers import ClassBalancedSampler, SubjectSampler
+from diptych_contrast.state import (
+    CrossBatchMemory,
+    KeyQueue,
+    MomentumEncoder,
+    Temperature,
+    cosine_momentum,
+)
 from diptych_contrast.testing import gaussian_pairs, hypersphere
 
 __all__ = [
+    "ClassBalancedSampler",
     "ContrastInputError",
     "ContrastWarning",
+    "CrossBatchMemory",
     "KeyQueue",
     "LossSpec",
     "MomentumEncoder",
@@ -58,6 +68,7 @@ __all__ = [
     "PairInfo",
     "PairMask",
     "ProjectionHead",
+    "SubjectSampler",
     "Temperature",
     "alignment",
     "alpha_req",
@@ -71,6 +82,7 @@ __all__ = [
     "gather_no_grad",
     "gather_with_grad",
     "gaussian_pairs",
+    "grad_cache",
     "gradient_balance",
     "head",
     "hypersphere",

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.special import ndtr, ndtri
 from diptych import statistics
 from diptych.contract import Evaluation, Metric
 from diptych.errors import DataError, UsageError
-from diptych.evaluate import combine, subject_values, summarise, write
+from diptych.evaluate import Setting, combine, subject_values, summarise, write
 from diptych.findings import Finding, Findings
 from diptych.results import read_results, validate, verdict
 from diptych.statistics import (
@@ -30,7 +31,7 @@ from diptych.statistics import (
 ACCURACY = Metric("Accuracy", "%", "higher", headline=True)
 ERROR = Metric("Calibration error", "", "lower")
 METRICS = {"accuracy": ACCURACY, "ece": ERROR}
-SETTINGS = {"pipeline": "net", "protocol": "loso", "subject": "participant", "seeds": [1, 2]}
+SETTING = Setting(METRICS, "net", "loso", "participant", [1, 2])
 
 
 def rows(
@@ -202,7 +203,7 @@ def test_results_have_their_binding_form_and_say_why_a_number_is_missing() -> No
             rows({"": {"ece": [math.inf]}}, table="odd"),
         ]
     )
-    results = summarise(frame, {}, METRICS, **SETTINGS, notes=["alignment=online"])
+    results = summarise(Evaluation(rows=frame, notes=("alignment=online",)), SETTING)
     assert list(results) == [
         *("schema", "pipeline", "protocol", "subject", "n_subjects", "methods", "differences"),
         *("tables", "seeds", "notes"),
@@ -223,12 +224,12 @@ def test_results_have_their_binding_form_and_say_why_a_number_is_missing() -> No
     assert results["notes"][0] == "alignment=online"
     assert any("2 unit values were not finite" in note for note in results["notes"])
     json.loads(json.dumps(results, allow_nan=False))
-    assert results == summarise(frame, {}, METRICS, **SETTINGS, notes=["alignment=online"])
+    assert results == summarise(Evaluation(rows=frame, notes=("alignment=online",)), SETTING)
 
 
 def test_whole_set_values_have_no_interval() -> None:
     frame = rows({"": {"accuracy": [0.5]}, "lda": {"accuracy": [0.4]}})
-    results = summarise(frame.with_columns(subject=pl.lit("")), {}, METRICS, **SETTINGS)
+    results = summarise(Evaluation(rows=frame.with_columns(subject=pl.lit(""))), SETTING)
     assert results["methods"]["net"]["accuracy"] == {
         **{"value": 0.5, "low": None, "high": None, "n": 0},
         "reason": "one value of the whole set",
@@ -237,14 +238,14 @@ def test_whole_set_values_have_no_interval() -> None:
 
 
 def test_few_subjects_are_said() -> None:
-    results = summarise(rows({"": {"accuracy": [0.5, 0.6, 0.9]}}), {}, METRICS, **SETTINGS)
+    results = summarise(Evaluation(rows=rows({"": {"accuracy": [0.5, 0.6, 0.9]}})), SETTING)
     assert any("mean little" in note for note in results["notes"])
-    results = summarise(rows({"": {"accuracy": [0.5]}}), {}, METRICS, **SETTINGS)
+    results = summarise(Evaluation(rows=rows({"": {"accuracy": [0.5]}})), SETTING)
     assert any("With one participant" in note for note in results["notes"])
 
 
 def test_damaged_results_are_refused_with_the_place() -> None:
-    good = summarise(rows({"": {"accuracy": [0.5, 0.6]}}), {}, METRICS, **SETTINGS)
+    good = summarise(Evaluation(rows=rows({"": {"accuracy": [0.5, 0.6]}})), SETTING)
     for change, word in (
         ({"schema": 2}, "schema"),
         ({"extra": 1}, "extra"),
@@ -284,21 +285,23 @@ def test_verdict_says_what_the_difference_is_worth(
     model: list[float], baseline: list[float], words: str
 ) -> None:
     frame = rows({"": {"accuracy": model}, "lda": {"accuracy": baseline}})
-    sentence = verdict(summarise(frame, {}, METRICS, **SETTINGS), METRICS)
+    sentence = verdict(summarise(Evaluation(rows=frame), SETTING), METRICS)
     assert sentence.startswith(f"Accuracy: net {100 * np.mean(model):.1f} %")
     assert "best baseline lda 50.0 %" in sentence
     assert sentence.endswith(f": {words}")
 
 
 def test_verdict_without_a_baseline_is_unanchored() -> None:
-    results = summarise(rows({"": {"accuracy": [0.5, 0.7]}}), {}, METRICS, **SETTINGS)
+    results = summarise(Evaluation(rows=rows({"": {"accuracy": [0.5, 0.7]}})), SETTING)
     assert "unanchored" in verdict(results, METRICS)
 
 
 def test_a_lower_metric_is_better_when_it_falls() -> None:
     metrics = {"ece": Metric("Calibration error", "", "lower", headline=True)}
     frame = rows({"": {"ece": [0.1] * 7}, "bad": {"ece": [0.3] * 7}, "good": {"ece": [0.2] * 7}})
-    sentence = verdict(summarise(frame, {}, metrics, **SETTINGS), metrics)
+    sentence = verdict(
+        summarise(Evaluation(rows=frame), replace(SETTING, metrics=metrics)), metrics
+    )
     assert "best baseline good 0.200" in sentence
     assert sentence.endswith("difference -0.100 [-0.100, -0.100]: better")
 
@@ -307,7 +310,9 @@ def test_a_rise_of_a_lower_metric_is_a_loss_beyond_its_margin_alone() -> None:
     frame = rows({"": {"ece": [0.3, 0.31, 0.34]}, "lda": {"ece": [0.2] * 3}})
     for margin, ending in ((0.05, "the whole interval is a loss"), (0.2, "no evidence of a gain")):
         metrics = {"ece": Metric("Calibration error", "", "lower", headline=True, margin=margin)}
-        assert verdict(summarise(frame, {}, metrics, **SETTINGS), metrics).endswith(ending)
+        assert verdict(
+            summarise(Evaluation(rows=frame), replace(SETTING, metrics=metrics)), metrics
+        ).endswith(ending)
 
 
 def evaluation(value: float = 0.5) -> Evaluation:
@@ -322,7 +327,7 @@ def evaluation(value: float = 0.5) -> Evaluation:
 
 def test_evaluation_folder_holds_results_units_findings_files_and_baselines(tmp_path: Path) -> None:
     target = tmp_path / "run" / "evaluation"
-    results = write(evaluation(), target, metrics=METRICS, **SETTINGS)
+    results = write(evaluation(), target, SETTING)
     assert read_results(target) == results
     units = pl.read_parquet(target / "units.parquet")
     assert units["method"].unique().to_list() == ["net"]
@@ -334,26 +339,26 @@ def test_evaluation_folder_holds_results_units_findings_files_and_baselines(tmp_
 
 def test_a_failed_evaluation_leaves_the_earlier_one_whole(tmp_path: Path) -> None:
     target = tmp_path / "evaluation"
-    before = write(evaluation(), target, metrics=METRICS, **SETTINGS)
+    before = write(evaluation(), target, SETTING)
     broken = Evaluation(rows=evaluation(0.1).rows, files={"../escape": {"a": 1}})
     with pytest.raises(ValueError, match="inside the evaluation folder"):
-        write(broken, target, metrics=METRICS, **SETTINGS)
+        write(broken, target, SETTING)
     assert read_results(target) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["evaluation"]
-    after = write(evaluation(0.2), target, metrics=METRICS, **SETTINGS)
+    after = write(evaluation(0.2), target, SETTING)
     assert read_results(target) == after != before
 
 
 def test_a_folder_that_is_no_evaluation_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UsageError, match="no evaluation"):
-        write(evaluation(), tmp_path, metrics=METRICS, **SETTINGS)
+        write(evaluation(), tmp_path, SETTING)
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
 def test_missing_columns_are_named() -> None:
     with pytest.raises(ValueError, match="'fit'"):
-        summarise(evaluation().rows.drop("fit"), {}, METRICS, **SETTINGS)
+        summarise(Evaluation(rows=evaluation().rows.drop("fit")), SETTING)
 
 
 def test_baselines_are_combined_with_the_model_and_clashes_are_refused() -> None:

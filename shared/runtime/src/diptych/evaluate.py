@@ -7,7 +7,7 @@ resampled. Nothing that comes later (report, card, comparison) computes these nu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,27 @@ from diptych.statistics import (
 
 COLUMNS = ("table", "condition", "subject", "unit", "method", "metric", "value", "fit")
 Key = tuple[str, str, str]  # table, condition, method
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an evaluation measured, and how.
+
+    Args:
+        metrics: The pipeline's metrics in the order of the tables.
+        pipeline: Name of the model's own method.
+        protocol: How the test parts were chosen.
+        subject: The domain's word for the independent source.
+        seeds: Seeds of the run.
+        protocols: Tables whose protocol differs from ``protocol``.
+    """
+
+    metrics: Mapping[str, Metric]
+    pipeline: str
+    protocol: str
+    subject: str
+    seeds: Sequence[int]
+    protocols: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,46 +183,28 @@ def subject_values(rows: pl.DataFrame, table: str = "", condition: str = "") -> 
     return SubjectValues(subjects, tuple((a, b) for a, b in pairs), values, whole)
 
 
-def summarise(
-    rows: pl.DataFrame,
-    payload: Mapping[Key, Payload],
-    metrics: Mapping[str, Metric],
-    *,
-    pipeline: str,
-    protocol: str,
-    subject: str,
-    seeds: Sequence[int],
-    notes: Sequence[str] = (),
-    protocols: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
+def summarise(evaluation: Evaluation, setting: Setting) -> dict[str, Any]:
     """The content of ``results.json``: values, intervals and tested differences of every table.
 
     Args:
-        rows: Scored units with the columns of ``units.parquet``; method "" is the pipeline.
-        payload: Arrays for pooled metrics by table, condition and method; an array "fit" in them
-            separates seeds, which are averaged.
-        metrics: The pipeline's metrics in the order of the tables.
-        pipeline: Name of the model's own method.
-        protocol: How the test parts were chosen.
-        subject: The domain's word for the independent source.
-        seeds: Seeds of the run.
-        notes: Sentences and ``KEY=VALUE`` strings.
-        protocols: Tables whose protocol differs from ``protocol``.
+        evaluation: Scored units, and arrays for pooled metrics; an array "fit" in them separates
+            seeds, which are averaged.
+        setting: What was measured, and how.
 
     Returns:
         Results in their binding form, checked.
     """
-    given, rows = rows, checked_rows(rows, pipeline)
-    lost = rows["value"].null_count() - given["value"].null_count()
-    payload = {(t, c, method or pipeline): arrays for (t, c, method), arrays in payload.items()}
+    pipeline = setting.pipeline
+    payload = {(t, c, m or pipeline): arrays for (t, c, m), arrays in evaluation.payload.items()}
+    rows = checked_rows(evaluation.rows, pipeline)
+    lost = rows["value"].null_count() - evaluation.rows["value"].null_count()
     keys = dict.fromkeys([("", ""), *rows.select("table", "condition").iter_rows()])
     keys.update(dict.fromkeys((table, condition) for table, condition, _ in payload))
-    protocols = protocols or {}
     tables = [
         {
             "name": table,
             "condition": condition,
-            "protocol": protocols.get(table, protocol),
+            "protocol": setting.protocols.get(table, setting.protocol),
             **_table(
                 subject_values(rows, table, condition),
                 {
@@ -209,7 +212,7 @@ def summarise(
                     for (t, c, m), arrays in payload.items()
                     if (t, c) == (table, condition)
                 },
-                metrics,
+                setting.metrics,
                 pipeline,
             ),
         }
@@ -220,13 +223,13 @@ def summarise(
         "schema": 1,
         "pipeline": pipeline,
         "protocol": head["protocol"],
-        "subject": subject,
+        "subject": setting.subject,
         "n_subjects": head["n_subjects"],
         "methods": head["methods"],
         "differences": head["differences"],
         "tables": tables[1:],
-        "seeds": [int(seed) for seed in seeds],
-        "notes": [*dict.fromkeys([*notes, *_notes(tables, subject, lost)])],
+        "seeds": [int(seed) for seed in setting.seeds],
+        "notes": [*dict.fromkeys([*evaluation.notes, *_notes(tables, setting.subject, lost)])],
     }
     validate(results)
     return results
@@ -364,31 +367,14 @@ def _difference(a: str, b: str, metric: str, found: Estimate, p: float | None) -
     return difference if found.reason is None else {**difference, "reason": found.reason}
 
 
-def write(
-    evaluation: Evaluation,
-    target: Path,
-    *,
-    metrics: Mapping[str, Metric],
-    pipeline: str,
-    protocol: str,
-    subject: str,
-    seeds: Sequence[int],
-    notes: Sequence[str] = (),
-    protocols: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
+def write(evaluation: Evaluation, target: Path, setting: Setting) -> dict[str, Any]:
     """Write an evaluation folder whole: results, units, findings, files, fitted baselines.
 
     Args:
         evaluation: What the pipeline measured, its baselines combined in (:func:`combine`).
         target: The folder, such as ``RUN/evaluation``; an earlier evaluation there is replaced
             when the new one is complete.
-        metrics: The pipeline's metrics.
-        pipeline: Name of the model's own method.
-        protocol: How the test parts were chosen.
-        subject: The domain's word for the independent source.
-        seeds: Seeds of the run.
-        notes: Go before the evaluation's own notes.
-        protocols: Tables whose protocol differs.
+        setting: What was measured, and how.
 
     Returns:
         The content of ``results.json``.
@@ -400,18 +386,8 @@ def write(
         raise UsageError(
             f"{target} holds files that are no evaluation: give an empty or new folder with --out"
         )
-    units = checked_rows(evaluation.rows, pipeline)
-    results = summarise(
-        evaluation.rows,
-        evaluation.payload,
-        metrics,
-        pipeline=pipeline,
-        protocol=protocol,
-        subject=subject,
-        seeds=seeds,
-        notes=(*notes, *evaluation.notes),
-        protocols=protocols,
-    )
+    units = checked_rows(evaluation.rows, setting.pipeline)
+    results = summarise(evaluation, setting)
 
     def content(folder: Path) -> None:
         units.write_parquet(folder / "units.parquet")

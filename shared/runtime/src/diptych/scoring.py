@@ -64,16 +64,15 @@ def _write(
 ) -> Path:
     from diptych.report import save_pictures
 
-    evaluation_files.write(
-        evaluation,
-        target,
+    setting = evaluation_files.Setting(
         metrics=pipeline.metrics,
         pipeline=pipeline.name,
         protocol=config.split.kind,
         subject=pipeline.subject,
         seeds=config.run.seeds,
-        protocols=protocols,
+        protocols=protocols or {},
     )
+    evaluation_files.write(evaluation, target, setting)
     if pipeline.pictures is not None:
         save_pictures(pipeline.pictures(config, prepared, evaluation), target / "pictures")
     return target
@@ -116,17 +115,17 @@ def score_data(
     """
     from diptych.prepared import Prepared, is_prepared
 
-    config = for_other_data(trained.config)
+    config, reading = trained.config, for_other_data(trained.config)
     parts: list[Evaluation] = []
     first: Prepared | None = None
     findings = Findings()
     for number, source in enumerate(data, start=1):
-        findings = findings + check_source(pipeline, source, config)
+        findings = findings + check_source(pipeline, source, reading)
         folder = out / "prepared" if number == 1 else out / f"prepared-{number}"
         prepared = (
             Prepared.open(source)
             if is_prepared(source)
-            else pipeline.prepare(config, source, folder)
+            else pipeline.prepare(reading, source, folder)
         )
         view: Trained = trained
         own_folder = trained.folder if isinstance(trained, TrainedFits) else None

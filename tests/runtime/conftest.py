@@ -14,7 +14,7 @@ import pytest
 from matplotlib import pyplot
 
 from diptych.contract import Evaluation, Metric, Picture
-from diptych.evaluate import write
+from diptych.evaluate import Setting, write
 from diptych.findings import Finding, Findings
 from diptych.report import save_pictures
 
@@ -152,15 +152,8 @@ def write_run(run: Path, seed: int = 0, *, config: str = CONFIG, shift: float = 
             *("alignment=online", "chance_bound=0.644", "transductive=no"),
         ),
     )
-    write(
-        evaluation,
-        run / "evaluation",
-        metrics=METRICS,
-        pipeline="mvcnet",
-        protocol="loso",
-        subject="participant",
-        seeds=[1, 2],
-    )
+    setting = Setting(METRICS, "mvcnet", "loso", "participant", [1, 2])
+    write(evaluation, run / "evaluation", setting)
     save_pictures(pictures(), run / "evaluation" / "pictures")
     return run
 

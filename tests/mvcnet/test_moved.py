@@ -88,3 +88,11 @@ def test_a_missing_key_is_asked_for(data: Path) -> None:
     lost = merge(config(data.parent), {"run.pseudonym_key": "not-kept"})
     with pytest.raises(UsageError, match=r"--set run\.pseudonym_key=FILE"):
         check_source(PIPELINE, data, lost)
+
+
+def test_other_data_need_not_allow_the_protocol_of_the_run(data: Path) -> None:
+    kept = portable(config(data.parent))
+    values = {"run.pseudonym_key": None, "data.manifest": str(data.parent / "files.csv")}
+    assert not check_source(PIPELINE, data, merge(for_other_data(kept), values)).errors
+    with pytest.raises(UsageError, match=r"split\.file"):
+        check_source(PIPELINE, data, merge(kept, values))

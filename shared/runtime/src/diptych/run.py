@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from diptych.config import digest, dump_yaml, load_yaml, merge, resolve
-from diptych.configfile import dotted, leaves
+from diptych.configfile import default_values, dotted, leaves
 from diptych.contract import Artifact, Config, Facts, Fit, FitResult, Pipeline
 from diptych.errors import DataError, UsageError
 from diptych.files import read_json, write_json, write_text
@@ -244,9 +244,18 @@ def portable(config: Settled) -> Settled:
 
 
 def for_other_data(config: Settled) -> Settled:
-    """A run's configuration without the files that say something about the run's own data."""
+    """A run's configuration for reading data that are tested whole.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        The same without the files that describe the run's own data, and with the default split:
+        other data need not allow the run's protocol.
+    """
     own = [name for name, path in paths_of(config).items() if path.name.startswith(BY_CONTENT)]
-    return merge(config, dict.fromkeys(own)) if own else config
+    standard = default_values(type(config))
+    return merge(config, {**dict.fromkeys(own), "split": standard.get("split", {})})
 
 
 def require_files(folder: RunFolder, config: BaseModel) -> None:

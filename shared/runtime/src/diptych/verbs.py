@@ -216,7 +216,11 @@ def evaluate(
         if not data:
             raise UsageError("evaluate: published weights need --data")
         trained = open_model(pipeline, target, sets, section="evaluate")
-        return score_data(pipeline, trained, data, out)
+        score_data(pipeline, trained, data, out)
+        from diptych.report import render
+
+        render(out, pipeline)
+        return out
     folder = runs.open_folder(target)
     config = override(runs.stored_config(folder, pipeline), sets, "evaluate")
     prepared = runs.open_prepared(folder)

@@ -1,0 +1,1 @@
+"""Prostate zones on MRI: from series and partly labelled masks to checked, prepared studies."""

@@ -187,25 +187,37 @@ def resample_label(
         size: Voxels along z, y, x; None: as many as cover the extent, rounded.
 
     Returns:
-        (z, y, x) of the same values; on equal shares the smaller value.
+        (z, y, x) of the same values, 0 the background; on equal shares the smaller value.
     """
     target = _regrid(v, spacing, size)
-    scale, offset = _scale_offset(v, target)
-    values = np.unique(v.array)
-    best = np.zeros(target.size, np.float32)
-    label = np.full(target.size, values[0], v.array.dtype)
-    for value in values:
-        share = ndimage.affine_transform(
-            (v.array == value).astype(np.float32),
+    scale, offset = (np.array(one) for one in _scale_offset(v, target))
+    values = [value for value in np.unique(v.array) if value != 0]
+    label = np.zeros(target.size, v.array.dtype)
+    held = bounding_box(v.array != 0, (1, 1, 1))
+    if held is None:
+        return target.with_array(label)
+    start, stop = (np.array([getattr(part, end) for part in held]) for end in ("start", "stop"))
+    first = np.maximum(np.floor((start - offset) / scale), 0).astype(int)
+    last = np.minimum(np.ceil((stop - offset) / scale) + 1, target.size).astype(int)
+    box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+    shares = [
+        ndimage.affine_transform(
+            (v.array[held] == value).astype(np.float32),
             scale,
-            offset,
-            target.size,
+            offset + scale * first - start,
+            tuple(last - first),
             order=1,
             mode="nearest",
         )
+        for value in values
+    ]
+    best = 1 - np.sum(shares, axis=0)  # the background's share
+    within = np.zeros(best.shape, v.array.dtype)
+    for value, share in zip(values, shares, strict=True):
         wins = share > best + EDGE
-        label[wins] = value
+        within[wins] = value
         best[wins] = share[wins]
+    label[box] = within
     return target.with_array(label)
 
 
@@ -362,12 +374,12 @@ def _between(v: Volume, like: Volume) -> tuple[Float[ndarray, "3 3"], Float[ndar
     return matrix, step[:3, 3][::-1].copy()
 
 
-def _indices_in(v: Volume, like: Volume) -> Iterator[Float[ndarray, "z y x"]]:
-    """For each axis of `v` the fractional index of every voxel of `like`."""
+def _indices_in(v: Volume, like: Volume) -> Iterator[Float[ndarray, "#z #y #x"]]:
+    """For each axis of `v` the fractional index of every voxel of `like`, not yet broadcast."""
     matrix, offset = _between(v, like)
     grid = np.ogrid[tuple(slice(n) for n in like.size)]
     for row, start in zip(matrix, offset, strict=True):
-        yield start + sum(step * axis for step, axis in zip(row, grid, strict=True))
+        yield start + sum(step * axis for step, axis in zip(row, grid, strict=True) if step)
 
 
 def _box_seen(v: Volume, like: Volume) -> Box | None:

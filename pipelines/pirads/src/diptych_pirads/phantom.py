@@ -19,6 +19,7 @@ from scipy import ndimage
 from diptych.randomness import Draw
 from diptych_pirads.geometry import Volume
 from diptych_pirads.labels import AFS, BG, DPU, PZ, TZ, ZONES
+from diptych_pirads.post import postprocess_zones
 
 Field = Float[ndarray, "z y x"]
 
@@ -96,7 +97,7 @@ def make_phantom(
     size = (int(shape[0]), int(shape[1]), int(shape[2]))
     params = _draw_params(draw, index)
     space = _space(draw, index, size, spacing, params)
-    label = _zones(space, params)
+    label = postprocess_zones(_zones(space, params), spacing)
     lesions = _lesions(draw, index, label, spacing)
     image = _image(draw, index, space, label, lesions, params)
     reader2 = _second_reader(draw, index, label, spacing)

@@ -145,7 +145,7 @@ def _clean(label: Label, spacing: Sequence[float], voxel_ml: float) -> Label:
 def _largest(
     mask: Bool[ndarray, "z y x"], structure: Bool[ndarray, "3 3 3"], second: float = 1.0
 ) -> Bool[ndarray, "z y x"]:
-    """The largest piece; with ``second`` < 1 the next one too, if it has that part of its voxels."""
+    """The largest piece, and the next one too if it has the part ``second`` < 1 of its voxels."""
     pieces, count = ndimage.label(mask, structure)
     if count < 2:
         return mask

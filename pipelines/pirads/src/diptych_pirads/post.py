@@ -57,13 +57,13 @@ def postprocess_zones(
         return label
     if kind != "diptych":
         raise ValueError(f"kind is '{kind}': choose 'diptych', 'meyer' or 'none'")
-    box = bounding_box(label > 0, margin=(1, 1, 1))
-    if box is None:
-        return label
     label = label.copy()
     voxel_ml = float(np.prod(spacing)) / 1000
     # What goes to its nearest class can leave a crumb of its own; one pass is the rule.
     for _ in range(_PASSES):
+        box = bounding_box(label > 0, margin=(1, 1, 1))
+        if box is None:
+            break
         cleaned = _clean(label[box], spacing, voxel_ml)
         if np.array_equal(cleaned, label[box]):
             break

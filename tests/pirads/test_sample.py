@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from diptych_pirads import sample
+from diptych_pirads.check import check_manifest
 from diptych_pirads.read import read_volume
 from diptych_pirads.sample import write_dataset, write_sample
 
@@ -59,6 +60,11 @@ def test_the_sample_has_its_parts_and_a_second_reader_for_the_test_part(
         assert float(row["psa"]) > 0
         for column in ("t2", "label"):
             assert not row[column] or (tmp_path / row[column]).is_file()
+
+
+def test_the_sample_passes_its_own_check(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 3, seed=5)
+    assert check_manifest(tmp_path / "studies.csv") == []
 
 
 def test_unknown_schemes_are_refused(tmp_path: Path) -> None:

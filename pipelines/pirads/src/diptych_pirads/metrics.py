@@ -85,8 +85,8 @@ def dice(a: Mask, b: Mask) -> float:
         In [0, 1]; 0 where exactly one mask is empty, NaN where both are.
 
     Example:
-        >>> dice(np.array([[[True, True]]]), np.array([[[True, False]]])).__round__(3)
-        0.667
+        >>> dice(np.array([[[True, False]]]), np.array([[[True, True]]])) == 2 / 3
+        True
     """
     total = np.count_nonzero(a) + np.count_nonzero(b)
     return float(2 * np.count_nonzero(a & b) / total) if total else math.nan
@@ -266,8 +266,15 @@ def evaluate_case(
     row: dict[str, float] = {}
     for zone, (a, b) in masks.items():
         distances = surface_distances(a, b, ref.spacing, conventions.surface)
-        row |= _named(_overall(a, b, ref, distances, penalty, conventions), zone)
-        row |= _named(_by_level(a, b, levels, distances, conventions), zone)
+        whole = _overall(a, b, ref, distances, penalty, conventions)
+        row |= {f"{metric}/{zone}": value for metric, value in whole.items()}
+        for number, level in enumerate(LEVELS):
+            chosen = levels == number
+            there = None if distances is None else distances.on_slices(chosen)
+            row[f"dice/{zone}/{level}"] = dice(a[chosen], b[chosen])
+            row[f"masd/{zone}/{level}"] = (
+                math.nan if there is None else _mean(there, conventions.average)
+            )
     if "dpu" in masks:
         row["centerline/dpu"] = centerline_distance(*masks["dpu"], ref.spacing)
     return row
@@ -384,30 +391,6 @@ def _overall(
             "masd_penalised": mean,
         }
     return row
-
-
-def _by_level(
-    a: Mask,
-    b: Mask,
-    levels: Int[ndarray, " z"],
-    distances: SurfaceDistances | None,
-    conventions: Conventions,
-) -> dict[str, float]:
-    row = {}
-    for number, name in enumerate(LEVELS):
-        chosen = levels == number
-        row[f"dice//{name}"] = dice(a[chosen], b[chosen])
-        there = None if distances is None else distances.on_slices(chosen)
-        row[f"masd//{name}"] = math.nan if there is None else _mean(there, conventions.average)
-    return row
-
-
-def _named(values: Mapping[str, float], zone: str) -> dict[str, float]:
-    """``masd`` becomes ``masd/pz``, and ``masd//apex`` becomes ``masd/pz/apex``."""
-    return {
-        key.replace("//", f"/{zone}/") if "//" in key else f"{key}/{zone}": value
-        for key, value in values.items()
-    }
 
 
 def _edge(mask: Mask, structure: Bool[ndarray, "3 3 3"]) -> Mask:

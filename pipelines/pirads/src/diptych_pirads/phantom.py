@@ -109,16 +109,8 @@ def make_phantom(
     return Phantom(volumes[0], volumes[1], volumes[2], volumes[3], params)
 
 
-def signed_distance(mask: Bool[ndarray, "z y x"], spacing: Sequence[float]) -> Field:
-    """Distance to the nearest voxel of the other kind, positive inside.
-
-    Args:
-        mask: (z, y, x).
-        spacing: mm along z, y, x.
-
-    Returns:
-        mm between voxel centres; minus the diagonal of the array for an empty mask.
-    """
+def _signed_distance(mask: Bool[ndarray, "z y x"], spacing: Sequence[float]) -> Field:
+    """Distance to the nearest voxel of the other kind in mm, positive inside; far for no voxel."""
     if not mask.any():
         return np.full(mask.shape, -float(np.linalg.norm(np.multiply(mask.shape, spacing))))
     inside: Field = ndimage.distance_transform_edt(mask, sampling=spacing)
@@ -288,7 +280,7 @@ def _second_reader(
 ) -> UInt8[ndarray, "z y x"]:
     """The class of the largest signed distance after each was shifted by smooth noise."""
     scores = [
-        signed_distance(label == number, spacing)
+        _signed_distance(label == number, spacing)
         + deviation * _noise(draw, index, f"reader_{number}", label.shape, _READER)
         for number, deviation in _READER_SD_MM.items()
     ]

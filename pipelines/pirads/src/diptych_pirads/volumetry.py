@@ -43,7 +43,8 @@ def ellipsoid_volume(gland: Volume) -> float:
         gland: (z, y, x), any value but 0 is gland; the box is taken along the axes of the series.
 
     Returns:
-        mL; 0 for an empty mask. On masks it lies some 11 % above the volume by voxels.
+        mL; 0 for an empty mask. On public masks it lies 5 to 11 % above the
+        volume by voxels, as the reader has it.
     """
     box = bounding_box(gland.array != 0)
     if box is None:

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy import ndarray
 from numpy.typing import ArrayLike
@@ -221,7 +221,7 @@ def resample_label(
     return target.with_array(label)
 
 
-def crop_pad(v: Volume, center_mm: Sequence[float], size: Sequence[int], fill: float = 0) -> Volume:
+def crop_pad(v: Volume, center_mm: ArrayLike, size: Sequence[int], fill: float = 0) -> Volume:
     """The box of a size whose middle is nearest to a position; nothing is interpolated.
 
     Args:
@@ -233,8 +233,7 @@ def crop_pad(v: Volume, center_mm: Sequence[float], size: Sequence[int], fill: f
     Returns:
         (z, y, x) or (C, z, y, x) of the size.
     """
-    middle = v.to_index(np.asarray(center_mm))
-    first = np.floor(middle - (np.asarray(size) - 1) / 2 + 0.5).astype(int)
+    first = crop_start(v, center_mm, size)
     last = first + np.asarray(size)
     array = np.full((*v.array.shape[:-3], *size), fill, v.array.dtype)
     kept = [(max(a, 0), min(b, n)) for a, b, n in zip(first, last, v.size, strict=True)]
@@ -243,6 +242,13 @@ def crop_pad(v: Volume, center_mm: Sequence[float], size: Sequence[int], fill: f
         z, y, x = (slice(a - f, b - f) for (a, b), f in zip(kept, first, strict=True))
         array[..., z, y, x] = v.array[..., from_z, from_y, from_x]
     return Volume(array, _shifted(v.affine, first))
+
+
+def crop_start(v: Volume, center_mm: ArrayLike, size: Sequence[int]) -> Int[ndarray, " 3"]:
+    """Index along z, y, x of the first voxel of `crop_pad`; may be negative."""
+    first = v.to_index(np.asarray(center_mm)) - (np.asarray(size) - 1) / 2
+    start: Int[ndarray, " 3"] = np.floor(first + 0.5 + EDGE).astype(int)  # ties never flicker
+    return start
 
 
 def to_grid(v: Volume, like: Volume, mode: Mode) -> Volume:

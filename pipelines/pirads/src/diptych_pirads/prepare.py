@@ -25,6 +25,7 @@ from diptych_pirads.geometry import (
     Volume,
     bounding_box,
     crop_pad,
+    crop_start,
     field_of_view,
     reorient_lps,
     resample,
@@ -145,7 +146,7 @@ def prepare_study(row: Study, cfg: PiradsConfig) -> PreparedStudy:
     )
 
 
-def crop_image(study: PreparedStudy, center: Sequence[float], size: Sequence[int]) -> Volume:
+def crop_image(study: PreparedStudy, center: Float[ndarray, " 3"], size: Sequence[int]) -> Volume:
     """The crop of a study's channels that a network sees.
 
     Args:
@@ -160,7 +161,7 @@ def crop_image(study: PreparedStudy, center: Sequence[float], size: Sequence[int
 
 
 def crop_label(
-    study: PreparedStudy, center: Sequence[float], size: Sequence[int]
+    study: PreparedStudy, center: Float[ndarray, " 3"], size: Sequence[int]
 ) -> UInt8[ndarray, "z y x"]:
     """The crop of a study's label, on the grid of `crop_image`.
 
@@ -173,11 +174,10 @@ def crop_label(
         File values; `UNSEEN` where the mask's field of view does not reach, and everywhere in an
         unlabelled study. `scheme.to_sets` makes allowed classes of them.
     """
-    grid = crop_image(study, center, size)
-    values = np.full(grid.size, UNSEEN, np.uint8)
+    values = np.full(tuple(size), UNSEEN, np.uint8)
     if study.label is None:
         return values
-    first = np.rint(study.image.to_index(grid.to_lps(np.zeros(3)))).astype(int)
+    first = crop_start(study.image, center, size)
     z, y, x = (
         slice(max(part.start - a, 0), max(part.stop - a, 0))
         for part, a in zip(study.label.seen, first, strict=True)
@@ -211,7 +211,8 @@ def normalize(
         offset, scale = float(low), float(high - low)
     if scale == 0:
         return np.zeros(array.shape, np.float32)
-    return ((array - offset) / scale).astype(np.float32)
+    normal: Float[ndarray, "z y x"] = ((array - offset) / scale).astype(np.float32)
+    return normal
 
 
 def signed_distances(
@@ -227,13 +228,18 @@ def signed_distances(
     Returns:
         Tenths of a mm, cut at 12.7 mm; -127 everywhere for a value that does not occur.
     """
-    distances = np.full((len(wanted), *values.shape), -SDF_MM, np.float32)
+    distances: Float[ndarray, "v z y x"] = np.full(
+        (len(wanted), *values.shape), -SDF_MM, np.float32
+    )
     for distance, value in zip(distances, wanted, strict=True):
         mask = values == value
         if mask.any() and not mask.all():
             inside = ndimage.distance_transform_edt(mask, spacing)
             distance[:] = inside - ndimage.distance_transform_edt(~mask, spacing)
-    return np.rint(np.clip(distances, -SDF_MM, SDF_MM) * SDF_STEPS).astype(np.int8)
+    steps: Int8[ndarray, "v z y x"] = np.rint(
+        np.clip(distances, -SDF_MM, SDF_MM) * SDF_STEPS
+    ).astype(np.int8)
+    return steps
 
 
 def _stored(row: Study, data: PiradsDataSection) -> Volume | None:
@@ -387,7 +393,7 @@ def _cut_by_crop(
 
 def _region(v: Volume, center: Float[ndarray, " 3"], size: Sequence[int]) -> Float[ndarray, ...]:
     """The voxels of a crop that the series has."""
-    first = np.floor(v.to_index(center) - (np.array(size) - 1) / 2 + 0.5).astype(int)
+    first = crop_start(v, center, size)
     z, y, x = (slice(max(a, 0), max(a + n, 0)) for a, n in zip(first, size, strict=True))
     return v.array[z, y, x]
 

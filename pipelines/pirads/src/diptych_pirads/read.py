@@ -165,7 +165,7 @@ def _open_nifti(path: Path) -> Opened:
     where = path.name
     try:
         with _quiet_nibabel():
-            image: Any = nib.load(path)
+            image: Any = nib.load(path, mmap=False)  # a mapped file that changes would crash
             spacing = _stored_spacing(image)
             if not (spacing > 0).all():
                 raise _bad_spacing(where, spacing[::-1])

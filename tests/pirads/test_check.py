@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK
+from scipy import ndimage
 from tests.pirads.volumes import affine, texture, two_zones, write_manifest, write_nifti
 
 from diptych.config import merge
@@ -16,6 +18,9 @@ from diptych_pirads.check import check, check_axial, check_manifest, read_same_s
 from diptych_pirads.check_label import solidity
 from diptych_pirads.config import PiradsConfig
 from diptych_pirads.geometry import Volume, crop_pad
+from diptych_pirads.label_files import open_label
+from diptych_pirads.layout import Study
+from diptych_pirads.read import read_volume
 
 CONFIG = PiradsConfig()
 
@@ -273,6 +278,51 @@ def test_equal_file_names_are_told_apart_by_their_folders(tmp_path: Path) -> Non
         rows.append({"subject_id": name, "study_id": name, "t2": f"{name}/t2.nii"})
     findings = check(CONFIG, write_manifest(tmp_path / "studies.csv", *rows))
     assert [f.where for f in findings if f.code == "E103"] == ["a/t2.nii", "b/t2.nii"]
+
+
+def test_files_that_are_left_out_are_named_and_not_read(tmp_path: Path) -> None:
+    (tmp_path / "broken.nii").write_bytes(b"")
+    write_nifti(tmp_path / "t2.nii", texture())
+    rows = [
+        {"subject_id": "P1", "study_id": "S1", "t2": "broken.nii", "label": ""},
+        {"subject_id": "P2", "study_id": "S2", "t2": "t2.nii", "label": "broken.nii"},
+    ]
+    manifest = write_manifest(tmp_path / "studies.csv", *rows)
+    assert check(CONFIG, manifest).errors
+    findings = check(merge(CONFIG, {"data.exclude": ["brok*"]}), manifest)
+    assert [(f.code, f.where) for f in findings] == [("I100", "broken.nii")]
+
+
+def test_slices_with_contours_are_joined_on_the_grid_of_the_image(tmp_path: Path) -> None:
+    zones = two_zones()
+    edge = ndimage.binary_dilation(zones == 2, np.ones((1, 3, 3))) & (zones != 2)
+    drawn = np.where(edge, 255, zones).astype(np.uint8)
+    (tmp_path / "zones").mkdir()
+    for n, part in enumerate(drawn):
+        image = SimpleITK.GetImageFromArray(part)
+        SimpleITK.WriteImage(image, str(tmp_path / "zones" / f"slice{n}.png"))
+    row = {"label": "zones", "scheme": "ucla_png"}
+    assert {f.code for f in run(tmp_path, **row)} <= {"W114"}
+    study = Study("P", "S", {"t2": tmp_path / "t2.nii"}, (tmp_path / "zones",), "ucla_png")
+    label = open_label(study, image=read_volume(tmp_path / "t2.nii"))
+    assert set(np.unique(label.volume.array)) == {0, 1, 2}
+    assert (label.volume.array[~edge] == zones[~edge]).all()
+    (tmp_path / "zones" / "slice10.png").unlink()
+    assert [f.code for f in run(tmp_path, **row)] == ["E106"]
+
+
+def test_segment_names_give_the_scheme(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "t2.nii", texture())
+    image = SimpleITK.ReadImage(str(write_nifti(tmp_path / "zones.nii", two_zones())))
+    row = {"label": "zones.nrrd", "scheme": "prostatezones"}
+    SimpleITK.WriteImage(image, str(tmp_path / "zones.nrrd"))
+    assert [f.code for f in run(tmp_path, **row)] == ["E105"]
+    for n, name in enumerate(("Peripheral zone", "Transition zone")):
+        image.SetMetaData(f"Segment{n}_LabelValue", str(n + 1))
+        image.SetMetaData(f"Segment{n}_Name", name)
+    SimpleITK.WriteImage(image, str(tmp_path / "zones.nrrd"))
+    assert not run(tmp_path, **row).errors
+    assert not run(tmp_path, **row).warnings
 
 
 def test_solidity_is_one_for_a_box_and_less_for_a_crescent() -> None:

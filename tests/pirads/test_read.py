@@ -1,5 +1,6 @@
 """Every format gives the same voxels at the same places, or one finding."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,27 @@ def test_a_cut_file_is_told(tmp_path: Path, suffix: str) -> None:
         write_itk(path, texture(SMALL), TILTED)
     path.write_bytes(path.read_bytes()[:-900])
     assert code_of(path) == "E101"
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".mha", ".dcm"])
+def test_damaged_headers_are_read_or_refused(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".dcm":
+        v = Volume(texture((3, 8, 8)).astype(np.uint16), TILTED)
+        path = write_dicom(tmp_path / "t2", v, uid="1.2.100")
+        file = sorted(path.iterdir())[0]
+    elif suffix == ".nii":
+        file = path = write_nifti(tmp_path / "t2.nii", texture((3, 8, 8)))
+    else:
+        file = path = write_itk(tmp_path / f"t2{suffix}", texture((3, 8, 8)), TILTED)
+    sound = file.read_bytes()
+    draw = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(sound)
+        for at in draw.integers(0, min(len(sound), 1200 if suffix == ".dcm" else 350), 2):
+            damaged[at] = draw.integers(0, 256)
+        file.write_bytes(damaged)
+        with suppress(DataError):  # any other exception fails the test
+            assert read_volume(path).array.ndim == 3
 
 
 def test_missing_and_unknown_files_are_told(tmp_path: Path) -> None:

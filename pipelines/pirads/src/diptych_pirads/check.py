@@ -33,7 +33,7 @@ from diptych_pirads.check_label import check_label
 from diptych_pirads.config import PiradsConfig, PiradsDataSection
 from diptych_pirads.geometry import Volume, reorient_lps
 from diptych_pirads.label_files import open_label
-from diptych_pirads.layout import Study, check_rows, locate
+from diptych_pirads.layout import Study, check_rows, leave_out, locate
 from diptych_pirads.read import names_of, open_volume
 
 AXIAL = 0.7  # cosine between the slice normal and the body axis
@@ -70,7 +70,8 @@ def check(config: PiradsConfig, path: Path) -> Findings:
     """
     studies, findings = locate(path)
     same = read_same_studies(config.data.same_studies)
-    findings += check_rows(studies, path.name)
+    studies, left_out = leave_out(studies, config.data.exclude)
+    findings += [*left_out, *check_rows(studies, path.name)]
     seen: dict[Path, Checked] = {}  # images that several rows share
     checked = []
     for study in progress(studies, "check"):

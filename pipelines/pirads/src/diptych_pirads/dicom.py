@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
 import SimpleITK
+from jaxtyping import Float
+from numpy import ndarray
 from pydicom.errors import InvalidDicomError
 
 from diptych_pirads.geometry import Volume
@@ -29,7 +32,21 @@ TAGS = (
     "ImageOrientationPatient",
     "PixelSpacing",
 )
-Slices = list[tuple[Path, Any]]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What the header of one file says."""
+
+    path: Path
+    series: str
+    description: str
+    size: tuple[int, int]
+    frames: int
+    spacing: tuple[float, ...]
+    orientation: tuple[float, ...]
+    position: tuple[float, ...]
+    identifiers: tuple[str, ...]
 
 
 def open_series(folder: Path, series: str | None = None) -> Opened:
@@ -50,38 +67,63 @@ def open_series(folder: Path, series: str | None = None) -> Opened:
         raise refuse("E101", folder.name, "holds no DICOM image", fix)
     slices = _chosen(found, series, folder.name)
     files, affine = _stack(slices, folder.name)
-    first = slices[0][1]
-    who = [tag for tag in WHO if str(first.get(tag, "")).strip()]
-    return Opened(_pixels(files, affine, folder.name), identifiers(folder.name, who))
+    who = {tag for one in slices for tag in one.identifiers}
+    return Opened(_pixels(files, affine, folder.name), identifiers(folder.name, list(who)))
 
 
-def _series_in(folder: Path) -> dict[str, Slices]:
-    series: dict[str, Slices] = defaultdict(list)
-    for path in sorted(folder.iterdir()):
-        if not path.is_file():
-            continue
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-        except (InvalidDicomError, OSError, EOFError, ValueError):
-            continue
-        if header.get("Rows") and header.get("SeriesInstanceUID"):
-            series[str(header.SeriesInstanceUID)].append((path, header))
+def _series_in(folder: Path) -> dict[str, list[Slice]]:
+    series: dict[str, list[Slice]] = defaultdict(list)
+    for path in sorted(entry for entry in folder.iterdir() if entry.is_file()):
+        slice_ = _read_header(path, folder.name)
+        if slice_ is not None:
+            series[slice_.series].append(slice_)
     return dict(series)
 
 
-def _chosen(found: dict[str, Slices], series: str | None, where: str) -> Slices:
+def _read_header(path: Path, where: str) -> Slice | None:
+    """The header of an image; None for files that are no DICOM images."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that break the standard and are not used
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+            if not header.get("Rows"):
+                return None
+            return Slice(
+                path=path,
+                series=str(header.SeriesInstanceUID),
+                description=str(header.get("SeriesDescription") or "no description"),
+                size=(int(header.Rows), int(header.Columns)),
+                frames=int(header.get("NumberOfFrames") or 1),
+                spacing=_numbers(header, "PixelSpacing"),
+                orientation=_numbers(header, "ImageOrientationPatient"),
+                position=_numbers(header, "ImagePositionPatient"),
+                identifiers=tuple(tag for tag in WHO if str(header.get(tag) or "").strip()),
+            )
+    except InvalidDicomError:
+        return None
+    except Exception as error:  # pydicom raises whatever a damaged value makes Python raise
+        fix = "copy the file again from the archive"
+        found = f"the DICOM file {path.name} is damaged ({type(error).__name__})"
+        raise refuse("E101", where, found, fix) from None
+
+
+def _numbers(header: pydicom.Dataset, tag: str) -> tuple[float, ...]:
+    return tuple(float(value) for value in header.get(tag) or ())
+
+
+def _chosen(found: dict[str, list[Slice]], series: str | None, where: str) -> list[Slice]:
     if series is None:
         kept = found
     else:
         kept = {
             uid: slices
             for uid, slices in found.items()
-            if series == uid or fnmatch(_description(slices).lower(), series.lower())
+            if series == uid or fnmatch(slices[0].description.lower(), series.lower())
         }
     if len(kept) == 1:
         return next(iter(kept.values()))
     held = "; ".join(
-        f"'{_description(s)}' {s[0][1].Columns} x {s[0][1].Rows} x {len(s)}" for s in found.values()
+        f"'{s[0].description}' {s[0].size[1]} x {s[0].size[0]} x {len(s)}" for s in found.values()
     )
     chosen = "none is chosen" if series is None else f"data.series={series} fits {len(kept)}"
     raise refuse(
@@ -93,24 +135,17 @@ def _chosen(found: dict[str, Slices], series: str | None, where: str) -> Slices:
     )
 
 
-def _description(slices: Slices) -> str:
-    return str(slices[0][1].get("SeriesDescription", "")) or "no description"
-
-
-def _stack(slices: Slices, where: str) -> tuple[list[Path], np.ndarray]:
+def _stack(slices: list[Slice], where: str) -> tuple[list[Path], Float[ndarray, "4 4"]]:
     """The files in the order of their positions, and the affine of the stack."""
-    if any(int(header.get("NumberOfFrames", 1) or 1) > 1 for _, header in slices):
+    if any(one.frames > 1 for one in slices):
         fix = "convert the series to NIfTI, for example with dcm2niix"
         raise refuse("E101", where, "several frames in one DICOM file are not read", fix)
-    try:
-        layouts = np.array(
-            [[h.Rows, h.Columns, *h.PixelSpacing, *h.ImageOrientationPatient] for _, h in slices],
-            np.float64,
-        )
-        positions = np.array([h.ImagePositionPatient for _, h in slices], np.float64)
-    except (AttributeError, TypeError, ValueError):
+    counts = {(len(one.spacing), len(one.orientation), len(one.position)) for one in slices}
+    if counts != {(2, 6, 3)}:
         fix = "export the original series again"
-        raise refuse("E101", where, "slices without position or voxel size", fix) from None
+        raise refuse("E101", where, "slices without position or voxel size", fix)
+    layouts = np.array([[*one.size, *one.spacing, *one.orientation] for one in slices])
+    positions = np.array([one.position for one in slices])
     if len(slices) < 2 or np.ptp(layouts, axis=0).max() > SAME_MM:
         found = f"{len(slices)} slices" + ("" if len(slices) < 2 else " of different layout")
         fix = "give the folder of one axial series"
@@ -129,10 +164,10 @@ def _stack(slices: Slices, where: str) -> tuple[list[Path], np.ndarray]:
     affine[:3, 1] = along_y * row_mm
     affine[:3, 2] = (last - first) / (len(slices) - 1)
     affine[:3, 3] = first
-    return [slices[i][0] for i in order], affine
+    return [slices[i].path for i in order], affine
 
 
-def _require_even(heights: np.ndarray, where: str) -> None:
+def _require_even(heights: Float[ndarray, " n"], where: str) -> None:
     steps = np.diff(heights)
     median = float(np.median(steps))
     if steps.min() < SAME_MM:
@@ -151,7 +186,7 @@ def _require_even(heights: np.ndarray, where: str) -> None:
         )
 
 
-def _pixels(files: list[Path], affine: np.ndarray, where: str) -> Volume:
+def _pixels(files: list[Path], affine: Float[ndarray, "4 4"], where: str) -> Volume:
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames([str(path) for path in files])
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import polars as pl
@@ -121,6 +122,39 @@ def read_manifest(path: Path) -> tuple[list[Study], list[Finding]]:
     if not rows:
         findings.append(_wrong(where, "no rows", "write a row a study"))
     return studies, findings
+
+
+def leave_out(
+    studies: Sequence[Study], patterns: Sequence[str]
+) -> tuple[list[Study], list[Finding]]:
+    """The studies without the files that glob patterns name.
+
+    Args:
+        studies: All rows.
+        patterns: As in `data.exclude`, for a file's name or its path in the manifest.
+
+    Returns:
+        The rows that keep their T2-weighted series, the other files of a row dropped one by one;
+        and a note I100 for each file that is left out.
+    """
+    kept, findings = [], []
+    told: set[Path] = set()
+    for study in studies:
+        files = (*study.images.values(), *study.label)
+        out = {f for f in files if any(_fits(f, study.name_of(f), p) for p in patterns)}
+        for file in sorted(out - told):
+            found = "left out (data.exclude)"
+            findings.append(Finding("note", "I100", study.name_of(file), found, "nothing"))
+        told |= out
+        if study.images["t2"] not in out:
+            images = {name: file for name, file in study.images.items() if file not in out}
+            label = () if out & set(study.label) else study.label
+            kept.append(replace(study, images=images, label=label))
+    return kept, findings
+
+
+def _fits(path: Path, shown: str, pattern: str) -> bool:
+    return fnmatch(path.name, pattern) or fnmatch(shown, pattern)
 
 
 def check_rows(studies: Sequence[Study], where: str) -> list[Finding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,15 @@ SLICE_MM = (0.8, 6.0)
 TOLERANCE_MM = 1e-3
 IDENTIFIES = "0010|"  # DICOM's patient group, as MetaImage and NRRD dictionaries write it
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError)
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    zlib.error,
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +216,7 @@ def _open_itk(path: Path) -> Opened:
         raise _unreadable(path.name, error) from None
     array = SimpleITK.GetArrayFromImage(image)
     xyz, findings = _three_dimensions(array.transpose(), path.name)
-    keys = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    keys = _dictionary(image)
     who = [k for k, v in keys.items() if k.startswith(IDENTIFIES) and v.strip()]
     return Opened(
         Volume(xyz.transpose(2, 1, 0), _itk_affine(image)),
@@ -226,13 +234,21 @@ def _itk_affine(image: Any) -> ndarray:
     return affine
 
 
+def _dictionary(image: Any) -> dict[str, str]:
+    known = {}
+    for key in image.GetMetaDataKeys():
+        with suppress(TypeError, UnicodeDecodeError):  # bytes that are no text
+            known[key] = str(image.GetMetaData(key))
+    return known
+
+
 def _segments(keys: Mapping[str, str]) -> dict[int, str]:
     """The names that a `.seg.nrrd` file gives to its values."""
     ends = "_LabelValue"
     return {
         int(value): keys[key.removesuffix(ends) + "_Name"]
         for key, value in keys.items()
-        if key.endswith(ends) and key.removesuffix(ends) + "_Name" in keys
+        if key.endswith(ends) and key.removesuffix(ends) + "_Name" in keys and value.isdecimal()
     }
 
 

@@ -118,8 +118,8 @@ def test_wrong_shapes_and_spacings_are_named() -> None:
 def test_the_centre_line_is_compared_where_both_have_one() -> None:
     a, b = np.zeros((2, 5, 6, 8), bool)
     a[0:3, 2, 2] = True
-    b[1:5, 2, 5] = True
-    assert centerline_distance(a, b, (3, 0.5, 0.5)) == pytest.approx(1.5)
+    b[1:5, 3, 5] = True
+    assert centerline_distance(a, b, (3, 0.4, 0.5)) == pytest.approx(math.hypot(0.4, 1.5))
     assert math.isnan(centerline_distance(a, np.zeros_like(b), (3, 0.5, 0.5)))
 
 

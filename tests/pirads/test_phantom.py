@@ -46,6 +46,18 @@ def test_zones_lie_where_anatomy_has_them() -> None:
             assert ndimage.label(label == zone, np.ones((3, 3, 3)))[1] <= (2 if zone == 3 else 1)
 
 
+def test_sizes_are_those_that_were_drawn() -> None:
+    for index in range(3):
+        phantom = make_phantom(2, index)
+        drawn, found = phantom.params, zone_volumes(phantom.label)
+        ellipsoid = 4 / 3 * np.pi * drawn["ax"] * drawn["ay"] * drawn["az"] / 1000
+        assert 0.8 < found["gland"] / ellipsoid < 1.1  # the apex tapers
+        tube = np.pi * drawn["dpu"] ** 2 * drawn["az"] / 1000
+        assert 0.5 < found["dpu"] / tube < 1.5
+        seen = dice(phantom.label.array > 0, phantom.reader2.array > 0)
+        assert 0.94 < seen < 1
+
+
 def test_tissues_have_the_contrast_of_t2() -> None:
     phantom = make_phantom(0, 0)
     image, label = phantom.image.array, np.where(phantom.lesions.array, 0, phantom.label.array)

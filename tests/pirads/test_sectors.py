@@ -36,7 +36,8 @@ def test_there_are_39_and_41_sectors_each_with_a_code_of_its_own() -> None:
         ((6, 18, 10), "R-mid-PZpm"),
         ((6, 8, 4), "R-mid-PZa"),
         ((6, 7, 13), "L-mid-TZa"),
-        ((6, 12, 13), "L-mid-TZp"),
+        ((6, 10, 13), "L-mid-TZp"),
+        ((3, 9, 11), "R-apex-TZa"),  # urethra, on a slice without TZ
         ((6, 4, 16), "L-mid-AFS"),
         ((3, 18, 11), "R-apex-PZpm"),
         # The nearest gland voxel of these is 3 mm below and 4 mm to the right.
@@ -79,6 +80,14 @@ def test_the_urethra_is_the_midline() -> None:
     zones = volume(label)
     points = zones.to_lps(np.array([[6, 18, 14], [6, 18, 17]]))
     assert [name[0] for name in assign_sector(points, zones)] == ["R", "L"]
+
+
+def test_a_slice_without_tz_is_halved_at_the_middle_of_its_own_gland() -> None:
+    label = gland_of_four()
+    label[2:5, 13:] = 0  # rows 4 to 12 stay
+    zones = volume(label)
+    points = zones.to_lps(np.array([[3, 9, 11], [3, 11, 12]]))
+    assert assign_sector(points, zones) == ["R-apex-TZp", "L-apex-TZp"]
 
 
 def test_a_lesion_is_placed_by_its_voxels_within_the_gland() -> None:

@@ -75,16 +75,14 @@ def gland_levels(gland: Bool[ndarray, "z y x"]) -> Int[ndarray, " z"]:
         gland: (z, y, x), z growing to superior.
 
     Returns:
-        0 apex, 1 mid, 2 base: indices into `LEVELS`. On a border between two thirds the upper
-        one; slices below and above the gland go with apex and base. All 1 for an empty mask.
+        0 apex, 1 mid, 2 base: indices into `LEVELS`; the middle of a slice never lies on a
+        border. Slices below and above the gland go with apex and base. All 1 for an empty mask.
     """
     slices = np.flatnonzero(gland.any(axis=(1, 2)))
     if not len(slices):
         return np.ones(len(gland), dtype=np.int64)
     low, high = slices[0], slices[-1] + 1
-    # In sixths of the extent, so that ties are exact.
+    # In sixths of the extent, to stay with whole numbers.
     middle = 3 * (2 * np.arange(len(gland)) + 1 - 2 * low)
-    levels: Int[ndarray, " z"] = np.searchsorted(
-        [2 * (high - low), 4 * (high - low)], middle, side="right"
-    )
+    levels: Int[ndarray, " z"] = np.searchsorted([2 * (high - low), 4 * (high - low)], middle)
     return levels

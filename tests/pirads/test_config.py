@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.config import load
+from diptych.config import dump_yaml, load, load_yaml
 from diptych.errors import UsageError
 from diptych_pirads.config import PiradsConfig
 
@@ -18,6 +18,8 @@ from diptych_pirads.config import PiradsConfig
         ("data.normalize.low=99", "is not below"),
         ("data.channels=[adc, t2]", "t2 comes first"),
         ("data.scheme=pz-tz", "pz_tz"),
+        ("model.paths.b=[afs]", "share no zone"),
+        ("model.paths.b=[pz, tz]", "no path has afs"),
         ("data.geometri.size=[24, 112, 112]", "geometry"),
     ],
 )
@@ -30,6 +32,12 @@ def test_the_defaults_are_the_fast_grid() -> None:
     geometry = load(PiradsConfig).data.geometry
     assert geometry.spacing == (3.0, 0.75, 0.75)
     assert geometry.size == (24, 112, 112)
+
+
+def test_a_written_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load(PiradsConfig, sets=["model.paths.a=[pz, tz, dpu, afs]", "predict.tta=none"])
+    (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    assert load_yaml(PiradsConfig, tmp_path / "config.yaml") == config
 
 
 def test_configuration_and_volumes_need_no_torch() -> None:

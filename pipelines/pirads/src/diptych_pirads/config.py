@@ -6,11 +6,20 @@ Axes are z, y, x: slices from feet to head, rows from front to back, columns to 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from diptych.config import AT_PREDICT, DataSection, PipelineConfig, Section
+from diptych.config import (
+    AT_PREDICT,
+    DataSection,
+    EvaluateSection,
+    OptimSection,
+    PipelineConfig,
+    PredictSection,
+    Section,
+    TrainSection,
+)
 
 Scheme = Literal[
     "auto",
@@ -23,6 +32,7 @@ Scheme = Literal[
     "prostatezones",
     "prostatex_masks",
 ]
+Zone = Literal["pz", "tz", "dpu", "afs"]
 Triple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Grid = tuple[PositiveInt, PositiveInt, PositiveInt]
 HALVINGS = (2, 8, 8)  # three in-plane poolings and one through-plane
@@ -113,10 +123,181 @@ class PiradsDataSection(DataSection):
         return self
 
 
+class PathsSection(Section):
+    """The zones of the two paths of the dual-path network; the rest is one more output of each."""
+
+    a: tuple[Zone, ...] = Field(("pz", "tz", "dpu"), description="Zones of path a.")
+    b: tuple[Zone, ...] = Field(("pz", "tz", "afs"), description="Zones of path b.")
+
+    @model_validator(mode="after")
+    def _paths_cover_all_and_share_some(self) -> PathsSection:
+        missing = set(get_args(Zone)) - set(self.a) - set(self.b)
+        if missing:
+            raise ValueError(f"no path has {', '.join(sorted(missing))}: add it to one")
+        if not set(self.a) & set(self.b):
+            raise ValueError("the paths share no zone: give both at least one, such as pz")
+        return self
+
+
+class ModelSection(Section):
+    """The network."""
+
+    name: Literal["dualpath", "aniso", "unet"] = Field(
+        "dualpath", description="dualpath; aniso: one path (Meyer et al. 2019); unet: MONAI's."
+    )
+    base: PositiveInt = Field(8, description="Filters of the first convolution.")
+    share: Literal["none", "encoder", "stem"] = Field(
+        "encoder", description="What the two paths have in common."
+    )
+    paths: PathsSection = Field(PathsSection(), description="Zones of the two paths.")
+    up_kernel: Literal["stride", "meyer"] = Field(
+        "stride", description="Kernel of up-convolutions; meyer: 2 x 2 x 2 with a trailing cut."
+    )
+    norm: Literal["instance", "batch"] = Field("instance", description="Normalisation.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a feature.")
+    fuse: Literal["product", "mean", "a_then_b"] = Field(
+        "product", description="How two paths become one map of classes."
+    )
+    checkpoint: bool = Field(False, description="Recompute full-resolution blocks: less memory.")
+
+
+class DiceSection(Section):
+    """The Dice term."""
+
+    batch: bool = Field(True, description="Sums over the whole batch, on all devices.")
+    absent: Literal["skip", "count"] = Field(
+        "skip", description="Zones that a batch does not hold."
+    )
+
+
+class CoTrainingSection(Section):
+    """Disagreement of the two paths about common zones, in the second stage."""
+
+    weight: NonNegativeFloat = Field(0.5, description="Weight after the ramp.")
+    ramp: float = Field(0.3, ge=0, le=1, description="Part of the stage over which it rises.")
+    form: Literal["normalized", "mse", "js"] = Field("normalized", description="Disagreement.")
+    views: Literal["intensity", "none"] = Field(
+        "intensity", description="What the paths see differently."
+    )
+    stop_grad: bool = Field(False, description="Each path learns from the detached other.")
+    unlabelled: bool = Field(True, description="Unlabelled studies take part.")
+
+
+class TasksSection(Section):
+    """Weights of the auxiliary tasks."""
+
+    sdf: NonNegativeFloat = Field(0.2, description="Signed distances.")
+    presence: NonNegativeFloat = Field(0.1, description="Zones that a slice holds.")
+    reconstruct: NonNegativeFloat = Field(0.0, description="Masked blocks of the image.")
+
+
+class AnatomySection(Section):
+    """Contacts of zones that anatomy forbids."""
+
+    weight: NonNegativeFloat = Field(0.05, description="Weight.")
+
+
+class PartialSection(Section):
+    """Studies whose labels leave several zones possible."""
+
+    start: float = Field(0.5, ge=0, le=1, description="Part of stage 1 after which they join.")
+    weight: NonNegativeFloat = Field(0.3, description="Weight beside four-zone studies.")
+    per_step: PositiveInt = Field(1, description="How many are added to each batch.")
+
+
+class ObjectiveSection(Section):
+    """What is minimised."""
+
+    kind: Literal["dice_ce", "meyer"] = Field(
+        "dice_ce", description="meyer: Dice over all outputs, as in the code of Meyer et al. 2019."
+    )
+    fused: NonNegativeFloat = Field(0.5, description="Weight of the loss on the fused map.")
+    class_weights: tuple[
+        PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat
+    ] = Field((1.0, 1.0, 1.0, 2.0, 2.0), description="Rest, PZ, TZ, DPU, AFS in the cross-entropy.")
+    dice: DiceSection = Field(DiceSection(), description="Dice term.")
+    co: CoTrainingSection = Field(CoTrainingSection(), description="Co-training.")
+    tasks: TasksSection = Field(TasksSection(), description="Auxiliary tasks.")
+    anatomy: AnatomySection = Field(AnatomySection(), description="Forbidden contacts.")
+    partial: PartialSection = Field(PartialSection(), description="Partial labels.")
+
+
+class PiradsOptimSection(OptimSection):
+    """The optimizer."""
+
+    name: Literal["adam", "adamw", "sgd"] = Field("adamw", description="Optimizer.")
+    lr: PositiveFloat = Field(4e-3, description="Learning rate; of onecycle the peak.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay.")
+    schedule: Literal["constant", "cosine", "onecycle", "plateau"] = Field(  # type: ignore[assignment]
+        "onecycle", description="Learning rate over training."
+    )
+
+
+class PiradsTrainSection(TrainSection):
+    """The training loop."""
+
+    batch: PositiveInt = Field(2, description="Crops in a batch.")
+    metric: Literal["dice"] | None = Field(
+        "dice", description="Validation metric that chooses the best epoch."
+    )
+    ema: float | None = Field(
+        0.999, gt=0, lt=1, description="Decay of the averaged weights; null: none."
+    )
+    stages: tuple[str, ...] = Field(
+        ("stage-1", "stage-2"), description="Stages to train, in order."
+    )
+
+
+class PiradsEvaluateSection(EvaluateSection):
+    """How zones are scored."""
+
+    surface: Literal["erosion6", "contour26", "uats_voxel"] = Field(
+        "erosion6", description="Surface of a zone; the others are those of published code."
+    )
+    average: Literal["pooled", "two_sided"] = Field(
+        "pooled", description="Mean over both surfaces together, or of two means."
+    )
+    empty: Literal["nan", "zero"] = Field(
+        "nan", description="Distance to a zone that was missed; zero: as published code."
+    )
+    regions: Literal["gland", "image"] = Field(
+        "gland", description="What base, mid and apex are thirds of."
+    )
+
+
+class PiradsPredictSection(PredictSection):
+    """How a study is segmented."""
+
+    postprocess: Literal["diptych", "meyer", "none"] = Field(
+        "diptych", description="One piece a zone; meyer: as in their code."
+    )
+    resample: Literal["prob", "sdf_gauss"] = Field(
+        "prob", description="Way back to the original grid; sdf_gauss: as Meyer et al. 2019."
+    )
+    sectors: Literal["2.1", "2"] = Field("2.1", description="PI-RADS version of the sector map.")
+    tta: Literal["flip", "none"] = Field("flip", description="Average over the mirrored image.")
+    passes: PositiveInt = Field(2, description="Passes that centre the crop on the gland.")
+    dicom_seg: bool = Field(False, description="Write a DICOM segmentation too.")
+
+
+class ExportSection(Section):
+    """How a model leaves the run."""
+
+    tolerance: PositiveFloat = Field(1e-4, description="Largest difference of probabilities.")
+
+
 class PiradsConfig(PipelineConfig):
-    """The configuration as far as reading, checking and preparing go."""
+    """The whole configuration."""
 
     data: PiradsDataSection = Field(PiradsDataSection(), description="Series, labels, grid.")
+    model: ModelSection = Field(ModelSection(), description="Network.")
+    objective: ObjectiveSection = Field(ObjectiveSection(), description="Losses.")
+    optim: PiradsOptimSection = Field(PiradsOptimSection(), description="Optimizer.")
+    train: PiradsTrainSection = Field(PiradsTrainSection(), description="Training loop.")
+    evaluate: PiradsEvaluateSection = Field(PiradsEvaluateSection(), description="Scores.")
+    predict: PiradsPredictSection = Field(PiradsPredictSection(), description="Prediction.")
+    export: ExportSection = Field(ExportSection(), description="Export.")
     stages: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Values of single stages, by dotted key."
+        default={"stage-2": {"train.epochs": 20}},
+        description="Values of single stages, by dotted key.",
     )

@@ -21,6 +21,7 @@ from diptych_pirads.geometry import Volume, crop_pad
 from diptych_pirads.label_files import open_label
 from diptych_pirads.layout import Study
 from diptych_pirads.read import read_volume
+from diptych_pirads.sample import write_dataset
 
 CONFIG = PiradsConfig()
 
@@ -40,6 +41,11 @@ def label_codes(folder: Path, label: np.ndarray, lps: np.ndarray | None = None) 
 
 def test_a_sound_study_has_no_findings(tmp_path: Path) -> None:
     assert label_codes(tmp_path, two_zones()) == []
+
+
+def test_generated_studies_have_no_findings(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 3)
+    assert not list(check(CONFIG, tmp_path))
 
 
 def test_nan_in_an_image_is_an_error_unless_it_is_mended(tmp_path: Path) -> None:

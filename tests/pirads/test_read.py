@@ -1,5 +1,6 @@
 """Every format gives the same voxels at the same places, or one finding."""
 
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -228,3 +229,16 @@ def test_a_real_image_and_its_mask_agree_about_their_place() -> None:
     image = read_volume(real_data() / "prostatex_t2" / "ProstateX-0227_t2_tra.nrrd")
     mask = read_volume(real_data() / "picai" / "zonal_yuan23" / "10699_1000715.nii.gz")
     assert np.abs(reorient_lps(image).affine - reorient_lps(mask).affine).max() < 1e-3
+
+
+@pytest.mark.data
+def test_a_real_dicom_series_lies_where_another_reader_puts_it(tmp_path: Path) -> None:
+    with zipfile.ZipFile(real_data() / "dicom_small" / "t2_tra.zip") as archive:
+        archive.extractall(tmp_path)
+    files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path))
+    other = SimpleITK.ReadImage(files)
+    v = read_volume(tmp_path)
+    assert np.array_equal(v.array, SimpleITK.GetArrayFromImage(other))
+    for index in ((0, 0, 0), (7, 63, 5)):
+        point = other.TransformIndexToPhysicalPoint(index[::-1])
+        assert np.allclose(v.to_lps(np.array(index)), point, atol=1e-3)

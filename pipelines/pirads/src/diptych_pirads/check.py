@@ -268,10 +268,16 @@ def _names(studies: Sequence[Study], key_file: Path | None) -> dict[str, str]:
         own = dict.fromkeys(s.study for s in studies if s.subject == subject)
         for number, study_name in enumerate(own, 1):
             names.setdefault(study_name, f"{names[subject]}-{number}")
+    names = {name: code for name, code in names.items() if not _is_small_number(name)}
     for study in studies:
         for path in (*study.images.values(), *study.label):
             names.setdefault(study.name_of(path), digests[path][:12])
     return names
+
+
+def _is_small_number(name: str) -> bool:
+    """It says nothing about a patient, and would be replaced inside measured values."""
+    return name.isdecimal() and len(name) < 3
 
 
 def _shared_names(study: Study, same: Mapping[str, str]) -> list[str]:

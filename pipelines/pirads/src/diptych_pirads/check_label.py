@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool
@@ -11,7 +12,7 @@ from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
 from diptych.findings import Finding
-from diptych_pirads.geometry import Volume, bounding_box
+from diptych_pirads.geometry import Volume, bounding_box, cut
 from diptych_pirads.label_files import Label
 from diptych_pirads.labels import ZONES
 
@@ -37,11 +38,15 @@ def check_label(
         strict: Zones that look exchanged are an error.
     """
     findings = [] if image is None else check_grid(label.volume, image, where)
+    box = bounding_box(label.volume.array > 0)
+    if box is None:
+        return findings
+    inside = replace(label, volume=cut(label.volume, box))
     return [
         *findings,
-        *_check_zones(label, where, strict),
-        *_check_components(label, where),
-        *_check_volumes(label, where),
+        *_check_zones(inside, where, strict),
+        *_check_components(inside, where),
+        *_check_volumes(inside, where),
     ]
 
 
@@ -68,7 +73,7 @@ def check_grid(label: Volume, image: Volume, where: str) -> list[Finding]:
         found = "geometry differs from the image's by rounding"
         return [Finding("note", "I122", where, found, "nothing: taken as equal")]
     outside = _leaves(label, image)
-    cut_mm, cut = _cut(label, image)
+    cut_mm, cut = _cut_by_its_grid(label, image)
     if outside or cut_mm > CUT_MM:
         return [_elsewhere(where, outside or cut)]
     found = f"on another grid than the image: {_grid(label)}, the image {_grid(image)}"
@@ -98,11 +103,11 @@ def _check_zones(label: Label, where: str, strict: bool) -> list[Finding]:
     """
     v, scheme = label.volume, label.scheme
     pz, inner = np.isin(v.array, scheme.peripheral), np.isin(v.array, scheme.inner)
-    box = bounding_box(pz | inner)
-    if box is None:
+    gland = bounding_box(pz | inner)
+    if gland is None:
         return []
-    quarter = (box[0].stop - box[0].start) // 4
-    middle = slice(box[0].start + quarter, box[0].stop - quarter)
+    quarter = (gland[0].stop - gland[0].start) // 4
+    middle = slice(gland[0].start + quarter, gland[0].stop - quarter)
     pz_solidity, inner_solidity = solidity(pz[middle]), solidity(inner[middle])
     if math.isnan(pz_solidity) or math.isnan(inner_solidity):
         return []
@@ -126,13 +131,9 @@ def _check_zones(label: Label, where: str, strict: bool) -> list[Finding]:
 
 def _check_components(label: Label, where: str) -> list[Finding]:
     v, scheme = label.volume, label.scheme
-    box = bounding_box(np.isin(v.array, scheme.foreground))
-    if box is None:
-        return []
-    array = v.array[box]
-    parts = {"gland": np.isin(array, scheme.foreground)}
+    parts = {"gland": np.isin(v.array, scheme.foreground)}
     for value in scheme.foreground if len(scheme.foreground) > 1 else ():
-        parts["/".join(ZONES[c] for c in sorted(scheme.allowed[value]))] = array == value
+        parts["/".join(ZONES[c] for c in sorted(scheme.allowed[value]))] = v.array == value
     islands = []
     for name, mask in parts.items():
         components, count = ndimage.label(mask, EVERY_NEIGHBOUR)
@@ -176,7 +177,7 @@ def _leaves(label: Volume, image: Volume) -> str:
     return f"labelled voxels lie up to {mm:.1f} mm outside the image ({AXES[axis]})"
 
 
-def _cut(label: Volume, image: Volume) -> tuple[float, str]:
+def _cut_by_its_grid(label: Volume, image: Volume) -> tuple[float, str]:
     """How far the image goes on where the label ends with its own grid, in mm and in words."""
     box = bounding_box(label.array > 0)
     if box is None:

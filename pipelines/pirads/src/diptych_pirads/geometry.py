@@ -343,6 +343,11 @@ def bounding_box(mask: Bool[ndarray, "z y x"], margin: Sequence[int] = (0, 0, 0)
     return z, y, x
 
 
+def cut(v: Volume, box: Box) -> Volume:
+    """The part of a volume inside a box of voxels, where it lies."""
+    return Volume(v.array[(..., *box)], _shifted(v.affine, [part.start for part in box]))
+
+
 def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-2) -> bool:
     """Whether two grids have one size and corners that agree to a tolerance in mm."""
     return a.size == b.size and bool(np.abs(corners(a) - corners(b)).max() <= tolerance_mm)

@@ -75,6 +75,8 @@ def test_segment_names_say_the_zones() -> None:
     assert scheme.peripheral == (1,)
     with pytest.raises(ValueError, match="bladder"):
         scheme_of_segments({1: "bladder"})
+    with pytest.raises(ValueError, match="300"):
+        scheme_of_segments({300: "Peripheral zone"})
 
 
 def test_values_suggest_a_scheme() -> None:

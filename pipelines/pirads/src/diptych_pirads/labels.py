@@ -109,10 +109,12 @@ def scheme_of_segments(names: Mapping[int, str]) -> LabelScheme:
         A scheme with the background 0 and these values.
 
     Raises:
-        ValueError: A segment name that says no known zone.
+        ValueError: A segment name that says no known zone, or a value that is not in 1 to 254.
     """
     allowed = {0: frozenset({BG})}
     for value, name in names.items():
+        if not 0 < value < UNSEEN:
+            raise ValueError(f"segment '{name}' has the value {value}; 1 to {UNSEEN - 1} are read")
         lower = name.lower()
         zones = next((zones for words, zones in _WORDS if any(w in lower for w in words)), None)
         if zones is None:

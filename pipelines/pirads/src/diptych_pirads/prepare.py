@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -37,7 +38,7 @@ from diptych_pirads.geometry import (
 from diptych_pirads.label_files import Label, open_label
 from diptych_pirads.labels import UNSEEN, LabelScheme
 from diptych_pirads.layout import Study
-from diptych_pirads.read import open_volume, read_volume, refuse
+from diptych_pirads.read import Opened, open_volume, refuse
 
 MARGIN_MM = 15.0  # around the gland, of labels and signed distances
 REFERENCE_VOXELS = 2  # around the gland, of the label on its own grid
@@ -187,7 +188,7 @@ def crop_label(
 
 
 def normalize(
-    array: Float[ndarray, "z y x"], region: Float[ndarray, ...], how: NormalizeSection
+    array: Float[ndarray, "z y x"], region: Float[ndarray, "*n"], how: NormalizeSection
 ) -> Float[ndarray, "z y x"]:
     """Map intensities by the statistics of a region.
 
@@ -244,13 +245,19 @@ def signed_distances(
 
 def _stored(row: Study, data: PiradsDataSection) -> Volume | None:
     """The T2-weighted series as stored, which only slices without geometry need."""
-    return read_volume(row.images["t2"]) if (row.scheme or data.scheme) == "ucla_png" else None
+    if (row.scheme or data.scheme) != "ucla_png":
+        return None
+    return _read(row.images["t2"], data).volume
+
+
+def _read(path: Path, data: PiradsDataSection) -> Opened:
+    return open_volume(path, data.series if path.is_dir() else None)
 
 
 def _open_series(row: Study, role: str, data: PiradsDataSection) -> tuple[Volume, list[Finding]]:
     path = row.images[role]
     where = row.name_of(path)
-    opened = open_volume(path, data.series if path.is_dir() else None)
+    opened = _read(path, data)
     findings = [*opened.findings]
     findings += check_image(opened.volume, where, repair=data.repair_nan == "median")
     if role == "t2":
@@ -281,10 +288,7 @@ def _shared_center(row: Study, t2: Volume, data: PiradsDataSection) -> Float[nda
             return None
         fix = "add them to the manifest, or set data.crop.center=auto"
         raise refuse("E100", where, "data.crop.center=roi3 needs the series sag and cor", fix)
-    sag, cor = (
-        open_volume(row.images[role], data.series if row.images[role].is_dir() else None).volume
-        for role in ("sag", "cor")
-    )
+    sag, cor = (_read(row.images[role], data).volume for role in ("sag", "cor"))
     try:
         return roi_from_three_series(t2, sag, cor).center_lps
     except ValueError as error:
@@ -391,7 +395,7 @@ def _cut_by_crop(
     return [Finding("warning", "W112", row.name_of(row.label[0]), found, fix)]
 
 
-def _region(v: Volume, center: Float[ndarray, " 3"], size: Sequence[int]) -> Float[ndarray, ...]:
+def _region(v: Volume, center: Float[ndarray, " 3"], size: Sequence[int]) -> Float[ndarray, "*n"]:
     """The voxels of a crop that the series has."""
     first = crop_start(v, center, size)
     z, y, x = (slice(max(a, 0), max(a + n, 0)) for a, n in zip(first, size, strict=True))

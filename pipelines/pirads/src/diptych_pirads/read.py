@@ -135,7 +135,7 @@ def names_of(path: Path) -> list[Path]:
 
 
 def _three_dimensions(
-    array: Shaped[ndarray, ...], where: str
+    array: Shaped[ndarray, "*n"], where: str
 ) -> tuple[Shaped[ndarray, "x y z"], tuple[Finding, ...]]:
     """The three-dimensional array of a file, unit axes beyond the third dropped.
 

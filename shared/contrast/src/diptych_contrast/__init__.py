@@ -3,6 +3,15 @@
 ``import diptych_contrast as dc``; every name below is found here and in its module.
 """
 
+from diptych_contrast.cluster import (
+    PrototypeQueue,
+    Prototypes,
+    cluster_density,
+    proto_nce,
+    sinkhorn,
+    spherical_kmeans,
+    swav_loss,
+)
 from diptych_contrast.diagnostics import (
     alignment,
     alpha_req,
@@ -29,7 +38,14 @@ from diptych_contrast.kernel import (
     pair_max,
     pair_sum,
 )
-from diptych_contrast.multiview import nt_xent_multi
+from diptych_contrast.multiview import (
+    average_views,
+    mv_dhel,
+    mv_info_nce,
+    nt_xent_multi,
+    pairwise_views,
+    poly_view,
+)
 from diptych_contrast.pairwise import (
     clip_loss,
     info_nce,
@@ -46,6 +62,7 @@ from diptych_contrast.probes import (
     ridge_probe,
 )
 from diptych_contrast.registry import LossSpec, explain, loss, losses
+from diptych_contrast.salient import SepWeights, joint_entropy, sep_clr, sup_alignment
 from diptych_contrast.samplers import ClassBalancedSampler, SubjectSampler
 from diptych_contrast.state import (
     CrossBatchMemory,
@@ -68,11 +85,16 @@ __all__ = [
     "PairInfo",
     "PairMask",
     "ProjectionHead",
+    "PrototypeQueue",
+    "Prototypes",
+    "SepWeights",
     "SubjectSampler",
     "Temperature",
     "alignment",
     "alpha_req",
+    "average_views",
     "clip_loss",
+    "cluster_density",
     "collapse_report",
     "cosine_momentum",
     "default_tile",
@@ -87,12 +109,15 @@ __all__ = [
     "head",
     "hypersphere",
     "info_nce",
+    "joint_entropy",
     "knn_probe",
     "linear_probe",
     "loss",
     "losses",
     "modality_gap",
     "multi_crop_forward",
+    "mv_dhel",
+    "mv_info_nce",
     "nesum",
     "nt_xent",
     "nt_xent_multi",
@@ -100,13 +125,21 @@ __all__ = [
     "pair_lse",
     "pair_max",
     "pair_sum",
+    "pairwise_views",
+    "poly_view",
     "positive_negative_scores",
+    "proto_nce",
     "rank_me",
     "retrieval",
     "ridge_probe",
+    "sep_clr",
     "siglip",
+    "sinkhorn",
     "soft_sup_con",
+    "spherical_kmeans",
+    "sup_alignment",
     "sup_con",
+    "swav_loss",
     "tolerance",
     "uniformity",
     "world",

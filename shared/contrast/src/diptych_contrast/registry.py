@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diptych_contrast import multiview, pairwise
+from diptych_contrast import cluster, multiview, pairwise, salient
 from diptych_contrast.common import Common, Options
 from diptych_contrast.errors import ContrastInputError
 
@@ -26,7 +26,7 @@ class LossSpec:
         name: Public name.
         formula: Loss of one row, in plain text.
         paper: Where it comes from.
-        needs: What it asks for beside two views: ``views>=2``, ``labels``, ``queue``.
+        needs: What it asks for beside two views, such as ``views>=2``, ``labels``, ``queue``.
         defaults: Its keyword arguments and their defaults.
         parity: Names of other forms it can take, such as ``official``.
         function: The loss.
@@ -121,6 +121,46 @@ def losses() -> dict[str, LossSpec]:
             "log sum_{a != i} exp(s_ia/t) - mean_p s_ip/t,  p over the other views of a sample",
             "Chen et al., 2020; Khosla et al., 2020",
             needs=("views>=2",),
+        ),
+        _spec(
+            multiview.mv_info_nce,
+            "log sum_{l, m != l, j} exp(u_il.u_jm/t) - log sum_{l != m} exp(u_il.u_im/t)",
+            "Koromilas et al., 2025 (MV-InfoNCE)",
+            needs=("views>=2",),
+            parity=("official",),
+        ),
+        _spec(
+            multiview.mv_dhel,
+            "sum_l log sum_{j != i} exp(u_il.u_jl/t) - log sum_{l != m} exp(u_il.u_im/t)",
+            "Koromilas et al., 2025 (MV-DHEL)",
+            needs=("views>=2",),
+            parity=("official",),
+        ),
+        _spec(
+            multiview.poly_view,
+            "mean_b l or -log mean_b exp(-l),  l = log(exp(s_ab/t) + sum_neg exp(s/t)) - s_ab/t",
+            "Shidani et al., 2024 (PVC)",
+            needs=("views>=2",),
+        ),
+        _spec(
+            cluster.swav_loss,
+            "-sum_k q_ak log softmax_k(s_v/t),  q_a = sinkhorn(s_a), v != a",
+            "Caron et al., 2020 (SwAV)",
+            needs=("views>=2", "prototypes"),
+            parity=("official",),
+        ),
+        _spec(
+            cluster.proto_nce,
+            "info_nce + mean over clusterings of log sum_j exp(q.c_j/phi_j) - q.c_own/phi_own",
+            "Li et al., 2021 (PCL)",
+            needs=("clusters",),
+        ),
+        _spec(
+            salient.sep_clr,
+            "align(c) + unif(c) + w1 (align(s') + unif(s')) + w2 |s|^2 of backgrounds + w3 kJEM(c, s')",
+            "Louiset et al., 2024 (SepCLR)",
+            needs=("targets",),
+            parity=("official",),
         ),
     )
     return {spec.name: spec for spec in table}

@@ -25,6 +25,16 @@ from diptych_contrast.diagnostics import (
     tolerance,
     uniformity,
 )
+from diptych_contrast.discover import (
+    balanced_regulariser,
+    cluster_accuracy,
+    estimate_class_distribution,
+    logit_adjust,
+    sampling_rates,
+    self_balanced_sampling,
+    self_distillation,
+    soft_con,
+)
 from diptych_contrast.dist import gather_no_grad, gather_with_grad, world
 from diptych_contrast.errors import ContrastInputError, ContrastWarning
 from diptych_contrast.gradcache import grad_cache
@@ -37,6 +47,15 @@ from diptych_contrast.kernel import (
     pair_lse,
     pair_max,
     pair_sum,
+)
+from diptych_contrast.matching import (
+    birank,
+    boost_abs,
+    boost_kl,
+    boost_pro,
+    boost_rel,
+    label_guided,
+    triplet,
 )
 from diptych_contrast.multiview import (
     average_views,
@@ -61,7 +80,16 @@ from diptych_contrast.probes import (
     retrieval,
     ridge_probe,
 )
-from diptych_contrast.registry import LossSpec, explain, loss, losses
+from diptych_contrast.registry import Criterion, LossSpec, explain, loss, losses
+from diptych_contrast.reweight import (
+    PairGate,
+    PairTemperature,
+    amcl,
+    arbitrary_pairs,
+    cacr,
+    feature_transform,
+    sample_partners,
+)
 from diptych_contrast.salient import SepWeights, joint_entropy, sep_clr, sup_alignment
 from diptych_contrast.samplers import ClassBalancedSampler, SubjectSampler
 from diptych_contrast.state import (
@@ -77,13 +105,16 @@ __all__ = [
     "ClassBalancedSampler",
     "ContrastInputError",
     "ContrastWarning",
+    "Criterion",
     "CrossBatchMemory",
     "KeyQueue",
     "LossSpec",
     "MomentumEncoder",
     "MultiHead",
+    "PairGate",
     "PairInfo",
     "PairMask",
+    "PairTemperature",
     "ProjectionHead",
     "PrototypeQueue",
     "Prototypes",
@@ -92,14 +123,26 @@ __all__ = [
     "Temperature",
     "alignment",
     "alpha_req",
+    "amcl",
+    "arbitrary_pairs",
     "average_views",
+    "balanced_regulariser",
+    "birank",
+    "boost_abs",
+    "boost_kl",
+    "boost_pro",
+    "boost_rel",
+    "cacr",
     "clip_loss",
+    "cluster_accuracy",
     "cluster_density",
     "collapse_report",
     "cosine_momentum",
     "default_tile",
     "effective_rank",
+    "estimate_class_distribution",
     "explain",
+    "feature_transform",
     "few_label_probe",
     "gather_no_grad",
     "gather_with_grad",
@@ -111,7 +154,9 @@ __all__ = [
     "info_nce",
     "joint_entropy",
     "knn_probe",
+    "label_guided",
     "linear_probe",
+    "logit_adjust",
     "loss",
     "losses",
     "modality_gap",
@@ -132,15 +177,21 @@ __all__ = [
     "rank_me",
     "retrieval",
     "ridge_probe",
+    "sample_partners",
+    "sampling_rates",
+    "self_balanced_sampling",
+    "self_distillation",
     "sep_clr",
     "siglip",
     "sinkhorn",
+    "soft_con",
     "soft_sup_con",
     "spherical_kmeans",
     "sup_alignment",
     "sup_con",
     "swav_loss",
     "tolerance",
+    "triplet",
     "uniformity",
     "world",
 ]

@@ -54,9 +54,7 @@ def nt_xent_multi(
     stacked = _several(options, views)
     scale = read_scale(options, temperature, stacked)
     classes = sample_ids(options, stacked[0]).repeat(len(stacked))
-    loss, info = class_contrast(
-        options, stacked.flatten(0, 1), classes, scale, mode="out", info=options.return_info
-    )
+    loss, info = class_contrast(options, stacked.flatten(0, 1), classes, scale, mode="out")
     return loss if info is None else (loss, info)
 
 

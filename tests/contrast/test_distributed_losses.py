@@ -38,7 +38,33 @@ def losses(x: Tensor, y: Tensor, rows: slice, **common) -> dict[str, Tensor]:
         "clip_loss": dc.clip_loss(x, y, tau, **common),
         "siglip": dc.siglip(x, y, 1.0, -2.0, **common),
         "nt_xent_multi": dc.nt_xent_multi((x, y), tau, **common),
+        "mv_info_nce": dc.mv_info_nce((x, y, x + 2 * y), tau, **common),
+        "mv_dhel": dc.mv_dhel((x, y, x + 2 * y), tau, **common),
+        "poly_view": dc.poly_view((x, y, x + 2 * y), tau, **common),
+        "average_views": dc.average_views(dc.nt_xent, (x, y), temperature=tau, **common),
     }
+
+
+def gathered(x: Tensor, y: Tensor, rows: slice, **common) -> dict[str, Tensor]:
+    """Losses that have no ring."""
+    prototypes = dc.Prototypes(4, 5).double()
+    prototypes.weight = torch.nn.Parameter(QUEUE[:5])
+    queue = dc.PrototypeQueue(2, 11 * 12, 4, start_epoch=0).double()
+    group, kept = common.get("group"), torch.sin(torch.arange(48.0).double()).view(12, 4)[rows]
+    while (older := queue.scores(prototypes, 0, group)) is None:
+        queue.enqueue((kept, (kept + queue.index).cos()), group)
+    scores = [prototypes(x), prototypes(y)]
+    own, phi = torch.arange(12)[rows] % 5, torch.linspace(0.3, 0.7, 5)
+    losses = {
+        "swav": dc.swav_loss(scores, **common),
+        "swav-queue": dc.swav_loss(scores, queue_scores=older, **common),
+        "swav-official": dc.swav_loss(scores, parity="official", **common),
+        "proto_nce": dc.proto_nce(x, y, [QUEUE[:5]], [own], [phi], **common),
+    }
+    if common.get("reduction", "mean") == "mean":
+        pair = {"common": (x, y), "salient": (x[:, :2], y[:, :2]), "target": own % 2}
+        losses["sep_clr"] = dc.sep_clr(**pair, group=group)[0]
+    return losses
 
 
 def network() -> torch.nn.Linear:
@@ -65,7 +91,10 @@ def work(rank: int, world: int, port: int, folder: str) -> None:
         common = {"group": dist.group.WORLD, "ring": ring, "reduction": reduction, "tile": 3}
         encoder = network()
         zx, zy = encoder(x), encoder(y)
-        for name, value in losses(zx, zy, rows, **common).items():
+        values = losses(zx, zy, rows, **common)
+        if not ring:
+            values |= gathered(zx, zy, rows, **common)
+        for name, value in values.items():
             slopes = torch.autograd.grad(
                 value, [zx, zy, *encoder.parameters()], retain_graph=True, materialize_grads=True
             )
@@ -94,7 +123,10 @@ def test_several_processes_equal_one(world, tmp_path):
     encoder = network()
     zx, zy = (encoder(view) for view in batch(total))
     for ring, reduction in MODES:
-        for name, value in losses(zx, zy, slice(0, total), reduction=reduction).items():
+        values = losses(zx, zy, slice(0, total), reduction=reduction)
+        if not ring:
+            values |= gathered(zx, zy, slice(0, total), reduction=reduction)
+        for name, value in values.items():
             slopes = torch.autograd.grad(
                 value, [zx, zy, *encoder.parameters()], retain_graph=True, materialize_grads=True
             )

@@ -118,7 +118,7 @@ def test_joint_entropy_is_that_of_the_product_kernel():
     expected = (kernels[0] * kernels[1]).mean(1).log().mean()
     torch.testing.assert_close(dc.joint_entropy(c, s, t), expected)
     torch.testing.assert_close(dc.joint_entropy(torch.cat([c, s], 1), 0 * s, t), expected)
-    far = 100 * torch.eye(9)
+    far = 100 * torch.eye(9, dtype=torch.float64)
     assert dc.joint_entropy(far, far).item() == pytest.approx(-math.log(9))
 
 

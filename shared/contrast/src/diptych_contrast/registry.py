@@ -89,41 +89,7 @@ def losses() -> dict[str, LossSpec]:
         'Radford et al., 2021 (CLIP)'
     """
     table = (
-        _spec(
-            pairwise.nt_xent,
-            "log sum_{j != i} exp(s_ij/t) - s_ii'/t   over both views",
-            "Chen et al., 2020 (SimCLR)",
-        ),
-        _spec(
-            pairwise.info_nce,
-            "log(exp(s_ii/t) + sum_neg exp(s/t)) - s_ii/t",
-            "van den Oord et al., 2018; He et al., 2020 (MoCo)",
-            needs=("queue",),
-        ),
-        _spec(
-            pairwise.sup_con,
-            "out: log sum_{a != i} exp(s_ia/t) - mean_p s_ip/t; "
-            "in: log sum_{a != i} exp(s_ia/t) - log mean_p exp(s_ip/t)",
-            "Khosla et al., 2020 (SupCon)",
-            needs=("labels",),
-            parity=("official",),
-        ),
-        _spec(
-            pairwise.soft_sup_con,
-            "log sum_{a != i} exp(s_ia/t) - sum_j w_ij s_ij/t / sum_j w_ij,  w_ij = u_i.v_j",
-            "Khosla et al., 2020; weights as in Bai et al., 2023 (BaCon)",
-            needs=("labels",),
-        ),
-        _spec(
-            pairwise.clip_loss,
-            "(log sum_j exp(s_ij/t) + log sum_j exp(s_ji/t))/2 - s_ii/t",
-            "Radford et al., 2021 (CLIP)",
-        ),
-        _spec(
-            pairwise.siglip,
-            "-sum_j log sigmoid(y_ij (exp(log_scale) s_ij + bias)),  y = 1 on positives, else -1",
-            "Zhai et al., 2023 (SigLIP)",
-        ),
+        *_pairwise(),
         _spec(
             multiview.nt_xent_multi,
             "log sum_{a != i} exp(s_ia/t) - mean_p s_ip/t,  p over the other views of a sample",
@@ -172,6 +138,90 @@ def losses() -> dict[str, LossSpec]:
         ),
     )
     return {spec.name: spec for spec in (*table, *_weighed(), *_matched())}
+
+
+def _pairwise() -> tuple[LossSpec, ...]:
+    return (
+        _spec(
+            pairwise.nt_xent,
+            "log sum_{j != i} exp(s_ij/t) - s_ii'/t   over both views",
+            "Chen et al., 2020 (SimCLR)",
+        ),
+        _spec(
+            pairwise.info_nce,
+            "log(exp(s_ii/t) + sum_neg exp(s/t)) - s_ii/t",
+            "van den Oord et al., 2018; He et al., 2020 (MoCo)",
+            needs=("queue",),
+        ),
+        _spec(
+            pairwise.sup_con,
+            "out: log sum_{a != i} exp(s_ia/t) - mean_p s_ip/t; "
+            "in: log sum_{a != i} exp(s_ia/t) - log mean_p exp(s_ip/t)",
+            "Khosla et al., 2020 (SupCon)",
+            needs=("labels",),
+            parity=("official",),
+        ),
+        _spec(
+            pairwise.soft_sup_con,
+            "log sum_{a != i} exp(s_ia/t) - sum_j w_ij s_ij/t / sum_j w_ij,  w_ij = u_i.v_j",
+            "Khosla et al., 2020; weights as in Bai et al., 2023 (BaCon)",
+            needs=("labels",),
+        ),
+        _spec(
+            pairwise.clip_loss,
+            "(log sum_j exp(s_ij/t) + log sum_j exp(s_ji/t))/2 - s_ii/t",
+            "Radford et al., 2021 (CLIP)",
+        ),
+        _spec(
+            pairwise.siglip,
+            "-sum_j log sigmoid(y_ij (exp(log_scale) s_ij + bias)),  y = 1 on positives, else -1",
+            "Zhai et al., 2023 (SigLIP)",
+        ),
+        _spec(
+            pairwise.dcl,
+            "log sum_{j not in {i, i'}} exp(s_ij/t) - w_i s_ii'/t   over both views",
+            "Yeh et al., 2022 (DCL)",
+            parity=("official",),
+        ),
+        _spec(
+            pairwise.dclw,
+            "dcl with w_i = 2 - exp(s_ii'/sigma) / mean_l exp(s_ll'/sigma)",
+            "Yeh et al., 2022 (DCLW)",
+            parity=("official",),
+        ),
+        _spec(
+            pairwise.hcl,
+            "-log(e^p / (e^p + G)),  G = max((sum_j w_j e^(s_j/t) - m tau_plus e^p)/(1-tau_plus), "
+            "m e^(-1/t)),  w_j = m e^(beta s_j/t) / sum_l e^(beta s_l/t)",
+            "Robinson et al., 2021 (HCL)",
+        ),
+        _spec(
+            pairwise.debiased,
+            "-log(e^p / (e^p + G)),  "
+            "G = max((sum_j e^(s_j/t) - m tau_plus e^p)/(1-tau_plus), m e^(-1/t))",
+            "Chuang et al., 2020",
+        ),
+        _spec(
+            pairwise.contrastive_margin,
+            "mean_p d_ip^2 + mean_n relu(margin - d_in)^2",
+            "Hadsell et al., 2006",
+            needs=("labels",),
+        ),
+        _spec(
+            pairwise.multi_similarity,
+            "log(1 + sum_p exp(-alpha (s_ip - base)))/alpha + "
+            "log(1 + sum_n exp(beta (s_in - base)))/beta   over the pairs kept",
+            "Wang et al., 2019",
+            needs=("labels",),
+        ),
+        _spec(pairwise.n_pairs, "log(1 + sum_{j != i} exp((s_ij - s_ii)/t))", "Sohn, 2016"),
+        _spec(
+            pairwise.circle,
+            "log(1 + sum_n exp(gamma a_n (s_n - m)) sum_p exp(-gamma a_p (s_p - 1 + m)))",
+            "Sun et al., 2020",
+            needs=("labels",),
+        ),
+    )
 
 
 def _weighed() -> tuple[LossSpec, ...]:

@@ -82,7 +82,7 @@ def nt_xent(
     z = stacked.flatten(0, 1)
     score = (first * second).sum(1)
     positive = score * scale
-    lse, peak = _denominators(options, z, scale, ids, labels)
+    lse, peak = denominators(options, z, scale, ids, labels)
     valid: Tensor | None = None
     if ids is not None or labels is not None:
         negatives, valid = lse, lse > -torch.inf
@@ -97,7 +97,7 @@ def nt_xent(
         valid=valid,
         zero_rows=(z == 0).all(1).sum(),
         positives=2 * moments_of(score),
-        negatives=_negatives(z, score, ids, labels),
+        negatives=negative_moments(z, score, ids, labels),
         negative_lse=subtract_exp(lse, doubled) if valid is None else negatives,
         hits=reaches(doubled, peak),
         peak=peak,
@@ -106,7 +106,7 @@ def nt_xent(
     return loss, info
 
 
-def _denominators(
+def denominators(
     options: Options, z: Tensor, scale: Tensor, ids: Tensor | None, labels: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     words = [f"~same_{word}" for word, key in (("id", ids), ("label", labels)) if key is not None]
@@ -122,7 +122,9 @@ def _denominators(
 
 
 @torch.no_grad()
-def _negatives(z: Tensor, score: Tensor, ids: Tensor | None, labels: Tensor | None) -> Moments:
+def negative_moments(
+    z: Tensor, score: Tensor, ids: Tensor | None, labels: Tensor | None
+) -> Moments:
     """Moments over the negatives of this process: all pairs without those of one sample."""
     every = moments_between(z, z)
     keys = [key.repeat(2) for key in (ids, labels) if key is not None]

@@ -225,9 +225,7 @@ def n_pairs(
     return reduce_rows(options, rows, None if labels is None else valid)
 
 
-def _labelled(
-    function: str, z: Tensor, labels: Tensor, rows: _Rows, common: Common
-) -> Float[Tensor, ...]:
+def _labelled(function: str, z: Tensor, labels: Tensor, rows: _Rows, common: Common) -> Tensor:
     """Reduce a loss of rows against all others, block by block."""
     options = read_local_options(function, common)
     unit = read_embeddings(options, z=z)[0]
@@ -235,17 +233,16 @@ def _labelled(
     position = torch.arange(len(unit), device=unit.device)
     length = unit.square().sum(1)
 
-    def block(part: Tensor, own: Tensor, where: Tensor, long: Tensor) -> Tensor:
-        s = part @ unit.t()
-        square = (long[:, None] + length - 2.0 * s).clamp_min(0.0)
+    def block(part: Tensor, long: Tensor, own: Tensor, at: Tensor, *columns: Tensor) -> Tensor:
+        s = part @ columns[0].t()
+        square = (long[:, None] + columns[1] - 2.0 * s).clamp_min(0.0)
         same = own[:, None] == labels
-        positive = same & (where[:, None] != position)
+        positive = same & (at[:, None] != position)
         valid = positive.any(1) & ~same.all(1)
         return torch.stack([rows(s, square, positive, ~same), valid.to(s.dtype)], 1)
 
-    losses, valid = by_rows(block, (unit, labels, position, length), 8 * len(unit), options).unbind(
-        1
-    )
+    keyed = (unit, length, labels, position)
+    losses, valid = by_rows(block, keyed, (unit, length), 8 * len(unit), options).unbind(1)
     return reduce_rows(options, losses, valid > 0)
 
 

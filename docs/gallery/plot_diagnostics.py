@@ -22,7 +22,7 @@ LOSSES = {
 
 figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
 for name, loss in LOSSES.items():
-    z = small_digits.train(loss)
+    z = small_digits.train(loss)(small_digits.IMAGES)
     spectrum = torch.linalg.svdvals(z)
     axis.semilogy(spectrum / spectrum[0], label=f"{name}: RankMe {float(dc.rank_me(z)):.1f}")
 axis.set(xlabel="direction", ylabel="singular value, relative", title="Spectra of embeddings")

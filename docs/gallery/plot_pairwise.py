@@ -20,7 +20,7 @@ LOSSES = {
 
 figure, axes = plt.subplots(2, 2, figsize=(8, 6), layout="constrained")
 for row, (name, loss) in zip(axes, LOSSES.items(), strict=True):
-    z = small_digits.train(loss)
+    z = small_digits.train(loss)(small_digits.IMAGES)
     scores = (z @ z.T)[~torch.eye(len(z), dtype=torch.bool)]
     same = (small_digits.DIGITS[:, None] == small_digits.DIGITS)[
         ~torch.eye(len(z), dtype=torch.bool)

@@ -25,8 +25,8 @@ def view(x: Tensor) -> Tensor:
 
 def train(
     loss: Callable[[Tensor, Tensor], Tensor], views: int = 2, dim: int = 32, steps: int = 150
-) -> Tensor:
-    """Train a small network with ``loss(views, digits)``; the embeddings of all images."""
+) -> Callable[[Tensor], Tensor]:
+    """Train a small network with ``loss(views, digits)``; from images to unit embeddings."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, dim))
     own = list(loss.parameters()) if isinstance(loss, nn.Module) else []
@@ -38,8 +38,8 @@ def train(
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-    with torch.no_grad():
-        return nn.functional.normalize(net.eval()(IMAGES), dim=1)
+    net.eval().requires_grad_(False)
+    return lambda images: nn.functional.normalize(net(images), dim=1)
 
 
 def plane(embeddings: Tensor, axis: plt.Axes, title: str) -> None:

@@ -32,7 +32,7 @@ for axis, (name, loss) in zip(axes, LOSSES.items(), strict=True):
         ("positives", (x * y).sum(1)),
         ("positives, transformed", (q * k).sum(1)),
     ):
-        axis.hist(scores.flatten(), 60, (-1, 1), density=True, histtype="step", label=label)
+        axis.hist(scores.flatten(), 60, range=(-1, 1), density=True, histtype="step", label=label)
     axis.set(title=name, xlabel="score")
 axes[0].legend(fontsize="small")
 plt.show()

@@ -232,8 +232,8 @@ def test_the_queue_wraps_resumes_and_serves_from_its_epoch_on():
     resumed.load_state_dict(queue.state_dict())
     for memory in (queue, resumed):
         memory.enqueue(batches[0])
-    assert torch.equal(queue.features, resumed.features)
-    assert not queue.features.requires_grad
+    pairs = zip(queue.queues, resumed.queues, strict=True)
+    assert all(torch.equal(one.keys, other.keys) for one, other in pairs)
 
 
 # Density and k-means.
@@ -340,7 +340,9 @@ QUEUE = dc.PrototypeQueue(2, 10, 3)
         (lambda: dc.Prototypes(3, 0), "k", "is 0"),
         (lambda: dc.PrototypeQueue(2, 0, 3), "length", "is 0"),
         (lambda: QUEUE.enqueue(torch.zeros(2, 4, 3)), "features", "has 4 samples in all"),
-        (lambda: QUEUE.enqueue(torch.zeros(1, 5, 3)), "features", "has shape (1, 5, 3)"),
+        (lambda: QUEUE.enqueue(torch.zeros(1, 5, 3)), "features", "has 1 entries"),
+        (lambda: QUEUE.enqueue(torch.zeros(2, 5, 4)), "features", "has shape (5, 4)"),
+        (lambda: QUEUE.enqueue([]), "features", "has 0 entries"),
         (lambda: nce(centroids=[]), "centroids", "have lengths [0, 1]"),
         (lambda: nce(centroids=[draw(2, 2, 4)]), "centroids", "has shape (2, 4)"),
         (lambda: nce(densities=[torch.ones(3)]), "densities", "has shape (3,)"),
@@ -364,6 +366,39 @@ def test_a_wrong_input_is_named(call, argument, found):
 def test_the_queue_names_the_nearest_fitting_length():
     with pytest.raises(dc.ContrastInputError, match="take length 8"):
         QUEUE.enqueue(torch.zeros(2, 4, 3))
-    assert int(QUEUE.filled) == 0
+    assert len(QUEUE.queues[0].stored()) == 0
     with pytest.raises(dc.ContrastInputError, match="take length 30"):
         QUEUE.enqueue(torch.zeros(2, 30, 3))
+
+
+# Process groups; several processes are compared with one in test_distributed_losses.
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A group of this process alone."""
+    store = (tmp_path / "store").as_uri()
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+def test_a_group_of_one_process_changes_nothing(alone):
+    scores, views = cosines(0, 3, 6, 4), draw(0, 3, 6, 4)
+    for parity in (None, "official"):
+        expected = dc.swav_loss(scores, parity=parity)
+        torch.testing.assert_close(dc.swav_loss(scores, parity=parity, group=alone), expected)
+    queue, prototypes = (
+        dc.PrototypeQueue(2, 6, 4, start_epoch=0).double(),
+        dc.Prototypes(4, 5).double(),
+    )
+    queue.enqueue(views[:2], alone)
+    together, own = queue.scores(prototypes, 0, alone), queue.scores(prototypes, 0)
+    torch.testing.assert_close(together, own)
+    for loss in (dc.mv_info_nce, dc.mv_dhel, dc.poly_view, dc.nt_xent_multi):
+        torch.testing.assert_close(loss(views, group=alone), loss(views))
+    target = torch.arange(6) % 2
+    found, expected = (dc.sep_clr(views[:2], scores[:2], target, group=g)[0] for g in (alone, None))
+    torch.testing.assert_close(found, expected)
+    with pytest.warns(dc.ContrastWarning, match="no row with a positive"):
+        assert dc.mv_dhel(views[:, :1], group=alone).item() == 0

@@ -25,7 +25,7 @@ from diptych_contrast.common import (
     readable,
     reduce_rows,
 )
-from diptych_contrast.dist import gather_no_grad, world
+from diptych_contrast.dist import gather_sizes, world
 from diptych_contrast.errors import ContrastInputError, warn
 from diptych_contrast.kernel import Engine, log_sums
 from diptych_contrast.kernel.normalize import unit_rows
@@ -165,24 +165,23 @@ def swav_loss(
     decline(options, "return_info", "ring")
     views = scores if isinstance(scores, Tensor) else tuple(scores)
     stacked = read_views(replace(options, normalize=False), "scores", views)
-    count, n, _ = stacked.shape
+    count, n, k = stacked.shape
     if count < 2 or not assign or not all(0 <= view < count for view in assign):
         found, fix = f"is {tuple(assign)} for {count} views", "name views of two or more"
         raise ContrastInputError("swav_loss", "assign", found, fix)
     scale = read_scale(options, temperature, stacked)
-    own = [stacked[view].detach() for view in assign]
     if isinstance(assignments, Tensor) and assignments.dim() == 2:
-        assignments = [assignments] * len(own)
+        assignments = [assignments] * len(assign)
     if assignments is not None:
-        shares = _one_each("assignments", assignments, own, n)
+        _check_each("swav_loss", "assignments", assignments, len(assign), (n, k))
+        shares = [share.detach().to(stacked) for share in assignments]
     else:
-        queued = [scores[:0] for scores in own]
+        whole = [stacked[view].detach() for view in assign]
         if queue_scores is not None:
-            queued = _one_each("queue_scores", queue_scores, own, -1)
-        shares = [
-            sinkhorn(torch.cat(both), epsilon, n_iter, options.group, parity=parity)[-n:]
-            for both in zip(queued, own, strict=True)
-        ]
+            _check_each("swav_loss", "queue_scores", queue_scores, len(assign), (-1, k))
+            both = zip(queue_scores, whole, strict=True)
+            whole = [torch.cat([older.to(own), own]) for older, own in both]
+        shares = [sinkhorn(x, epsilon, n_iter, options.group, parity=parity)[-n:] for x in whole]
     logarithms = torch.log_softmax(stacked * scale, 2)
     rows = [
         -(share * logarithms[[other for other in range(count) if other != view]]).sum(2).mean(0)
@@ -205,22 +204,17 @@ class PrototypeQueue(nn.Module):
         start_epoch: First epoch that uses the queue; it is filled from the beginning.
 
     Example:
-        >>> queue = PrototypeQueue(2, 8, 4); queue.enqueue(torch.randn(2, 4, 4)); queue.filled
-        tensor(4)
+        >>> queue = PrototypeQueue(2, 8, 4); queue.enqueue(torch.randn(2, 4, 4))
+        >>> queue.scores(Prototypes(4, 3), epoch=15) is None
+        True
     """
-
-    features: Tensor
-    index: Tensor
-    filled: Tensor
 
     def __init__(self, n_assign: int, length: int, dim: int, start_epoch: int = 15) -> None:
         super().__init__()
         _positive("PrototypeQueue", n_assign=n_assign, length=length, dim=dim)
         self.start_epoch = start_epoch
-        self.register_buffer("features", torch.zeros(n_assign, length, dim))
-        self.register_buffer("index", torch.tensor(0))
-        self.register_buffer("filled", torch.tensor(0))
-        keep_version(self)
+        queues = nn.ModuleList(KeyQueue(length, dim) for _ in range(n_assign))
+        self.queues = cast(Sequence[KeyQueue], queues)
 
     @torch.no_grad()
     def scores(
@@ -230,12 +224,12 @@ class PrototypeQueue(nn.Module):
         group: torch_dist.ProcessGroup | None = None,
     ) -> list[Tensor] | None:
         """Score this process's share of the queue; None before ``start_epoch`` and until full."""
-        length = self.features.shape[1]
-        if epoch < self.start_epoch or int(self.filled) < length:
+        length = self.queues[0].size
+        if epoch < self.start_epoch or len(self.queues[0].stored()) < length:
             return None
         rank, size = world(group) if group is not None else (0, 1)
         share = slice(rank * length // size, (rank + 1) * length // size)
-        return [prototypes(features[share]) for features in self.features]
+        return [prototypes(queue.keys[share]) for queue in self.queues]
 
     @torch.no_grad()
     def enqueue(
@@ -244,21 +238,16 @@ class PrototypeQueue(nn.Module):
         group: torch_dist.ProcessGroup | None = None,
     ) -> None:
         """Store the features of a batch, one (n, d) an assigned view, over the oldest ones."""
-        count, length, dim = self.features.shape
-        name, argument = "PrototypeQueue.enqueue", "features"
-        stacked = torch.stack([*features]).detach()
-        _check_shape(name, argument, stacked, (count, -1, dim))
-        if group is not None:
-            stacked = gather_no_grad(stacked.transpose(0, 1), group).transpose(0, 1)
-        batch = stacked.shape[1]
+        name, argument, length = "PrototypeQueue.enqueue", "features", self.queues[0].size
+        shape = (len(features[0]) if len(features) else -1, self.queues[0].dim)
+        _check_each(name, argument, features, len(self.queues), shape)
+        batch = len(features[0]) if group is None else sum(gather_sizes(features[0], group))
         if length % batch:
             found = f"has {batch} samples in all, of which the length {length} is no multiple"
             fix = f"take length {max(1, round(length / batch)) * batch}, and no smaller last batch"
             raise ContrastInputError(name, argument, found, fix)
-        slots = (self.index + torch.arange(batch, device=self.index.device)) % length
-        self.features.index_copy_(1, slots, stacked.to(self.features))
-        self.index.copy_((self.index + batch) % length)
-        self.filled.copy_((self.filled + batch).clamp_max(length))
+        for queue, x in zip(self.queues, features, strict=True):
+            queue.enqueue(x, gather=group is not None, group=group)
 
 
 def proto_nce(
@@ -460,16 +449,18 @@ def _check_shape(function: str, argument: str, x: Tensor, shape: tuple[int, ...]
         raise ContrastInputError(function, argument, found, fix)
 
 
-def _one_each(
-    argument: str, given: Sequence[Tensor] | Tensor, own: Sequence[Tensor], n: int
-) -> list[Tensor]:
-    """One matrix an assigned view, of n rows, -1: any, and of as many columns as its scores."""
-    if len(given) != len(own):
-        found, fix = f"has {len(given)} entries", f"pass one for each of {len(own)} assigned views"
-        raise ContrastInputError("swav_loss", argument, found, fix)
+def _check_each(
+    function: str,
+    argument: str,
+    given: Sequence[Tensor] | Tensor,
+    count: int,
+    shape: tuple[int, ...],
+) -> None:
+    if len(given) != count:
+        found, fix = f"has {len(given)} entries", f"pass one for each of {count} assigned views"
+        raise ContrastInputError(function, argument, found, fix)
     for x in given:
-        _check_shape("swav_loss", argument, x, (n, own[0].shape[1]))
-    return [x.detach().to(own[0]) for x in given]
+        _check_shape(function, argument, x, shape)
 
 
 def _read_centres(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from diptych_contrast.dist import gather_sizes
 from diptych_contrast.kernel.autograd import full_precision
 from diptych_contrast.kernel.backward import first_order
 from diptych_contrast.kernel.call import call
@@ -65,7 +66,7 @@ class _RingSums(Function):
         nothing = lse.new_empty(0)
         totals = [None if x is None else torch.zeros_like(x) for x in tensors[:5]]
         own = [tensors[at] for at in _SHARD]
-        sizes = _sizes(own[0], ctx.group)
+        sizes = gather_sizes(own[0], ctx.group)
         for hop, shard in enumerate(_travel(own, ctx.group)):
             found = full_precision(
                 first_order, ctx.plan, upstream, lse, nothing, *_visited(tensors, shard)
@@ -122,7 +123,7 @@ class _RingSum(Function):
         a, own = ctx.saved_tensors
         fn, tile, group = ctx.settings
         onto_a, onto_b = torch.zeros_like(a), torch.zeros_like(own)
-        sizes = _sizes(own, group)
+        sizes = gather_sizes(own, group)
         for hop, (shard,) in enumerate(_travel([own], group)):
             assert shard is not None
             with torch.enable_grad():
@@ -137,17 +138,11 @@ class _RingSum(Function):
 def _travel(shard: list[Tensor | None], group: Any) -> Iterator[list[Tensor | None]]:
     """Yield the own shard, then that of the process before, and so on round the ring."""
     assert shard[0] is not None
-    sizes = _sizes(shard[0], group)
+    sizes = gather_sizes(shard[0], group)
     for hop in range(len(sizes)):
         yield shard
         if hop < len(sizes) - 1:
             shard = _pass_on(shard, sizes, hop, group)
-
-
-def _sizes(own: Tensor, group: Any) -> list[int]:
-    sizes = own.new_empty(dist.get_world_size(group), dtype=torch.int64)
-    dist.all_gather_into_tensor(sizes, sizes.new_tensor([len(own)]), group=group)
-    return sizes.tolist()
 
 
 def _pass_on(

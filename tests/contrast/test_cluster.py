@@ -345,6 +345,7 @@ QUEUE = dc.PrototypeQueue(2, 10, 3)
         (lambda: QUEUE.enqueue([]), "features", "has 0 entries"),
         (lambda: nce(centroids=[]), "centroids", "have lengths [0, 1]"),
         (lambda: nce(centroids=[draw(2, 2, 4)]), "centroids", "has shape (2, 4)"),
+        (lambda: nce(densities=[torch.zeros(2)]), "densities", "holds 0.0"),
         (lambda: nce(densities=[torch.ones(3)]), "densities", "has shape (3,)"),
         (lambda: nce(assignments=[torch.tensor([0, 1, 2, 1])]), "assignments", "holds 2"),
         (lambda: nce(assignments=[torch.tensor([0, 1])]), "assignments", "has shape (2,)"),

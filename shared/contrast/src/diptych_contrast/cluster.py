@@ -296,6 +296,9 @@ def proto_nce(
     for centres, assigned, density in zip(centroids, assignments, densities, strict=True):
         own, columns = _read_centres(options, assigned, anchors, centres)
         _check_shape("proto_nce", "densities", density, (len(centres),))
+        if readable(density) and not bool((density > 0).all()):
+            found, fix = f"holds {float(density.min())}", "pass positive values: cluster_density"
+            raise ContrastInputError("proto_nce", "densities", found, fix)
         columns = columns / density.detach().to(columns)[:, None]
         lse, _ = log_sums(anchors, columns, one, ("any",), engine=engine)
         rows = rows + (lse[0] - (anchors * columns[own]).sum(1)) / len(centroids)

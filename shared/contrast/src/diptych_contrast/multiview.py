@@ -258,7 +258,9 @@ def _log_sums(options: Options, views: Tensor, scale: Tensor, mask: str) -> Tens
     sample = sample_ids(options, views[0]).repeat(count)
     view = torch.arange(count, device=rows.device).repeat_interleave(n)
     columns, keys = meet_columns(options, rows, Keys(sample, view))
-    lse, _ = log_sums(rows, columns, scale, (mask,), keys=keys, engine=options.engine)
+    plain = columns is None and mask == "not_self"  # positions suffice, and are faster
+    used = None if plain else keys
+    lse, _ = log_sums(rows, columns, scale, (mask,), keys=used, engine=options.engine)
     return lse.view(count, n)
 
 

@@ -65,7 +65,11 @@ def label_guided(
         4
     """
     options = read_local_options("label_guided", common)
-    named = {"img": img, "txt": txt} if real is None else {"img": img, "txt": txt, "real": real}
+    named = (
+        {"img": img, "txt": txt}
+        if real is None
+        else {"img": img, "txt": txt, "real": real.detach()}
+    )
     x, y, *others = read_embeddings(options, **named).unbind(0)
     sets = labels.dim() == 2
     if sets:
@@ -83,9 +87,8 @@ def label_guided(
         for lse, a, b in zip(between[0].view(2, -1), (x, y), (y, x), strict=True)
     ]
     if others:
-        fixed = others[0].detach()
-        lse, _ = log_sums(x, fixed, scale, ("any",), engine=options.engine)
-        terms.append((intra, lse[0], x, fixed, True))
+        lse, _ = log_sums(x, others[0], scale, ("any",), engine=options.engine)
+        terms.append((intra, lse[0], x, others[0], True))
     else:
         for rows in (x, y):
             lse, _ = log_sums(rows, None, scale, ("not_self",), engine=options.engine)
@@ -105,7 +108,7 @@ def _shared_score(
     """Mean score of every row, weighted by what labels share, and whether it shares any."""
     index = torch.arange(len(rows), device=rows.device)
 
-    def block(x: Tensor, label: Tensor, row: Tensor) -> Tensor:
+    def block(x: Tensor, label: Tensor, row: Tensor, y: Tensor) -> Tensor:
         if label.dim() == 1:
             weights = ((label[:, None] == labels) & (labels >= 0)).to(x.dtype)
         else:
@@ -113,8 +116,8 @@ def _shared_score(
             either = label.sum(1, keepdim=True) + labels.sum(1) - both
             weights = both / either.clamp_min(1.0)
         weights = weights.masked_fill(row[:, None] == index, float(own))
-        return torch.stack([(x * (weights @ columns)).sum(1), weights.sum(1)], 1)
+        return torch.stack([(x * (weights @ y)).sum(1), weights.sum(1)], 1)
 
-    score, total = by_rows(block, (rows, labels, index), len(rows), options).unbind(1)
+    score, total = by_rows(block, (rows, labels, index), (columns,), len(rows), options).unbind(1)
     valid = total > 0
     return score / total.where(valid, 1.0), valid

@@ -85,15 +85,15 @@ def triplet(
     index = torch.arange(len(points), device=points.device)
     largest = int(labels.bincount().max()) if mine is _all_soft else 4
 
-    def block(x: Tensor, label: Tensor, row: Tensor) -> Tensor:
-        d = _distances(x, points, distance)
+    def block(x: Tensor, label: Tensor, row: Tensor, y: Tensor) -> Tensor:
+        d = _distances(x, y, distance)
         same = label[:, None] == labels
         positive = same & (row[:, None] != index)
         total, count = mine(d, positive, ~same, margin, soft)
         valid = positive.any(1) & ~same.all(1)
         return torch.stack([total.masked_fill(~valid, 0.0), count * valid, valid], 1)
 
-    table = by_rows(block, (points, labels, index), len(points) * largest, options)
+    table = by_rows(block, (points, labels, index), (points,), len(points) * largest, options)
     total, counts, valid = table[:, 0], table[:, 1].detach(), table[:, 2] > 0
     if options.reduction == "none":
         total = total / counts.clamp_min(1)
@@ -142,7 +142,7 @@ def _all_hinge(
         farther = (d.shape[1] - torch.searchsorted(sorted_reach, d, right=True)) * negative
         count = closer.sum(1)
     # Large sums nearly cancel.
-    total = ((closer - farther) * d.double()).sum(1) + margin * count
+    total = ((closer - farther) * d.double()).sum(1) + margin * count.double()
     return total.to(d.dtype), count
 
 

@@ -68,15 +68,21 @@ class PairTemperature(nn.Module):
         self, head: int, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]
     ) -> Float[Tensor, "n m"]:
         """Temperatures of all pairs of rows of ``x`` and ``y`` for one head."""
-        left = F.linear(x, self.left[head].to(x.dtype))
+        return self.of_pairs(x, y, *self.weights(head, x))
+
+    def weights(self, head: int, like: Tensor) -> tuple[Tensor, ...]:
+        """Parameters of one head, in the dtype of the embeddings."""
+        return tuple(parameter[head].to(like.dtype) for parameter in self.parameters())
+
+    def of_pairs(self, x: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
+        """Temperatures of all pairs for the parameters of one head."""
+        first, bias, *more = weights
         if self.kind == "bilinear":
-            logits = left @ F.linear(y, self.left[head].to(x.dtype)).t()
+            logits = F.linear(x, first) @ F.linear(y, first).t()
         else:
-            left = left + self.offset[head].to(x.dtype)
-            right = F.linear(y, self.right[head].to(x.dtype))
-            logits = (left[:, None] + right).relu() @ self.out[head].to(x.dtype)
-        logits = logits + self.bias[head].to(x.dtype)
-        temperature: Tensor = self.low + (self.high - self.low) * logits.sigmoid()
+            other, offset, out = more
+            logits = (F.linear(x, first, offset)[:, None] + F.linear(y, other)).relu() @ out
+        temperature: Tensor = self.low + (self.high - self.low) * (logits + bias).sigmoid()
         return temperature
 
 
@@ -136,9 +142,9 @@ def amcl(
 def _amcl_rows(options: Options, net: PairTemperature, head: int, z: Tensor, reg: float) -> Tensor:
     index = torch.arange(len(z), device=z.device)
 
-    def block(x: Tensor, row: Tensor, partner: Tensor) -> Tensor:
-        temperature = net(head, x, z)
-        scores = (x @ z.t()) / temperature
+    def block(x: Tensor, row: Tensor, partner: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
+        temperature = net.of_pairs(x, y, *weights)
+        scores = (x @ y.t()) / temperature
         own = row[:, None] == index
         loss = scores.masked_fill(own, -math.inf).logsumexp(1)
         loss = loss - scores.gather(1, partner[:, None])[:, 0]
@@ -148,4 +154,5 @@ def _amcl_rows(options: Options, net: PairTemperature, head: int, z: Tensor, reg
         return rows
 
     rows = (z, index, index.roll(len(z) // 2))
-    return by_rows(block, rows, len(z) * net.width, options)
+    columns = (z, *net.weights(head, z))
+    return by_rows(block, rows, columns, len(z) * net.width, options)

@@ -164,12 +164,14 @@ def arbitrary_pairs(
     )
     index = torch.arange(len(rows), device=rows.device)
 
-    def block(x: Tensor, g: Tensor, own: Tensor, partner: Tensor, row: Tensor) -> Tensor:
+    def block(
+        x: Tensor, g: Tensor, own: Tensor, partner: Tensor, row: Tensor, y: Tensor, beta: Tensor
+    ) -> Tensor:
         if subspace_cosine:
-            lengths = (g.square() @ columns.square().t()).clamp_min(1e-24).sqrt()
-            scores = (unit_rows(x * g) * g) @ columns.t() / lengths * scale
+            lengths = (g.square() @ y.square().t()).clamp_min(1e-24).sqrt()
+            scores = (unit_rows(x * g) * g) @ y.t() / lengths * beta
         else:
-            scores = (x * g.square()) @ columns.t() * scale
+            scores = (x * g.square()) @ y.t() * beta
         positive = partner[:, None] == labels
         negative = ~(positive | (own[:, None] == labels))
         if parity is None:
@@ -182,7 +184,8 @@ def arbitrary_pairs(
         total = terms.masked_fill(~positive | lone[:, None], 0.0).sum(1)
         return torch.stack([total, counts, counts * ~lone], 1)
 
-    table = by_rows(block, (rows, gates, labels, partners, index), len(rows), options)
+    keyed = (rows, gates, labels, partners, index)
+    table = by_rows(block, keyed, (columns, scale), len(rows), options)
     total, counts = table[:, 0], table[:, 1 if parity else 2].detach()
     valid = None if parity else counts > 0
     if pool == "rows":

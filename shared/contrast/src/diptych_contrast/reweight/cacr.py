@@ -119,18 +119,17 @@ def _repulsion(
     freeze: bool,
 ) -> Tensor:
     """Minus the weighted cost of every row, or with ``rbf`` the log of its weighted mean."""
-    lengths = columns[0].square().sum(1)
 
-    def block(x: Tensor, sample: Tensor) -> Tensor:
-        d2 = x.square().sum(1, keepdim=True) + lengths - 2.0 * (x @ columns[0].t())
-        logits = (-t_neg * d2).masked_fill(sample[:, None] == columns[1], -math.inf)
+    def block(x: Tensor, sample: Tensor, y: Tensor, other: Tensor) -> Tensor:
+        d2 = x.square().sum(1, keepdim=True) + y.square().sum(1) - 2.0 * (x @ y.t())
+        logits = (-t_neg * d2).masked_fill(sample[:, None] == other, -math.inf)
         weights = logits.log_softmax(1)
         weights = weights.detach() if freeze else weights
         if kernel == "rbf":
             return (weights - _RBF_SHARPNESS * d2).logsumexp(1)
         return -(weights.exp() * d2).sum(1)
 
-    return by_rows(block, rows, len(columns[0]), options)
+    return by_rows(block, rows, columns, len(columns[0]), options)
 
 
 def _log_mean(logs: Tensor) -> Tensor:

@@ -255,3 +255,19 @@ def test_rows_of_a_lone_class_are_skipped_and_no_valid_row_is_warned_about(name)
     value.backward()
     assert value.item() == 0
     assert z.grad.abs().max() == 0
+
+
+def test_decoupled_rows_of_equal_id_are_no_negatives():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 6, 4, dtype=torch.float64)
+    ids = torch.tensor([0, 0, 1, 1, 2, 2])
+    z = torch.nn.functional.normalize(torch.cat([x, y]), dim=1)
+    rows = []
+    for i in range(12):
+        apart = [z[i] @ z[j] / 0.1 for j in range(12) if ids[i % 6] != ids[j % 6]]
+        rows.append(torch.stack(apart).logsumexp(0) - z[i] @ z[(i + 6) % 12] / 0.1)
+    torch.testing.assert_close(dc.dcl(x, y, ids=ids), torch.stack(rows).mean())
+    info = dc.dcl(x, y, ids=ids, return_info=True)[1]
+    assert int(info.n_valid) == 12
+    lone = dc.dcl(x, y, ids=torch.zeros(6, dtype=torch.long), reduction="none")
+    assert lone.tolist() == [0.0] * 12

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal, Unpack
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych_contrast.common import (
@@ -18,6 +18,7 @@ from diptych_contrast.common import (
     check_choice,
     check_several,
     read_embeddings,
+    read_labels,
     read_options,
     read_scale,
     reduce_rows,
@@ -40,6 +41,7 @@ def dcl(
     temperature: TemperatureLike = 0.1,
     weight: Weight | None = None,
     *,
+    ids: Int[Tensor, " n"] | None = None,
     reduction_directions: Directions = "mean",
     parity: Parity = None,
     **common: Unpack[Common],
@@ -54,6 +56,7 @@ def dcl(
         z2: Second view of the same samples in the same order, shape (n, d).
         temperature: t > 0; number, 0-dim tensor or `Temperature`.
         weight: w of each sample, shape (n,), or a function of the scores s_ii', shape (n,).
+        ids: Rows of equal id are no negatives of each other, shape (n,).
         reduction_directions: ``sum`` adds the two directions instead of averaging them.
         parity: ``official``: as the authors' code, without normalisation, directions added, and
             the pair itself let in at ``log(1e-45)``.
@@ -71,7 +74,7 @@ def dcl(
         >>> round(dcl(z, z).exp().item())
         6
     """
-    return _decoupled("dcl", z1, z2, temperature, weight, reduction_directions, parity, common)
+    return _decoupled("dcl", z1, z2, temperature, weight, ids, reduction_directions, parity, common)
 
 
 def dclw(
@@ -79,6 +82,7 @@ def dclw(
     z2: Float[Tensor, "n d"],
     temperature: TemperatureLike = 0.1,
     *,
+    ids: Int[Tensor, " n"] | None = None,
     sigma: float = 0.5,
     detach_weights: bool = True,
     reduction_directions: Directions = "mean",
@@ -93,6 +97,7 @@ def dclw(
         z1: First view, shape (n, d), n >= 2.
         z2: Second view of the same samples in the same order, shape (n, d).
         temperature: t > 0; number, 0-dim tensor or `Temperature`.
+        ids: As for `dcl`.
         sigma: Sharpness of the weights, > 0.
         detach_weights: Take the weights as constants; the authors' code differentiates them, and
             so does ``parity="official"``.
@@ -119,7 +124,9 @@ def dclw(
         every = score if group is None else gather_with_grad(score, group)
         return 2.0 - (score - every.logsumexp(0)).exp() * len(every)
 
-    return _decoupled("dclw", z1, z2, temperature, weight, reduction_directions, parity, common)
+    return _decoupled(
+        "dclw", z1, z2, temperature, weight, ids, reduction_directions, parity, common
+    )
 
 
 def _decoupled(
@@ -128,6 +135,7 @@ def _decoupled(
     z2: Tensor,
     temperature: TemperatureLike,
     weight: Weight | None,
+    ids: Tensor | None,
     reduction_directions: Directions,
     parity: Parity,
     common: Common,
@@ -143,22 +151,29 @@ def _decoupled(
     z = stacked.flatten(0, 1)
     score = (first * second).sum(1)
     positive = (score * scale).repeat(2)
-    lse, peak = denominators(options, z, scale, sample_ids(options, z1), None)
+    valid: Tensor | None = None
+    if ids is not None:
+        ids = read_labels(options, "ids", ids, z1, lowest=None)
+    sample = sample_ids(options, z1) if ids is None else ids
+    lse, peak = denominators(options, z, scale, sample, None)
+    if ids is not None:  # a row may be left without negatives
+        valid = lse > -torch.inf
+        lse = lse.masked_fill(~valid, 0.0)
     if parity == "official":
         hidden = torch.stack([z.square().sum(1) * scale, positive]) + math.log(1e-45)
         lse = torch.logsumexp(torch.cat([lse[None], hidden]), 0)
     pull = positive if weight is None else positive * _weights(options, weight, score).repeat(2)
-    loss = reduce_rows(options, lse - pull, None)
+    loss = reduce_rows(options, lse - pull, valid)
     loss = loss * 2 if parity == "official" or reduction_directions == "sum" else loss
     if not options.return_info:
         return loss
     peak = torch.maximum(peak, positive)
     info = pair_info(
         rows=len(z),
-        valid=None,
+        valid=valid,
         zero_rows=(z == 0).all(1).sum(),
         positives=2 * moments_of(score),
-        negatives=negative_moments(z, score, None, None),
+        negatives=negative_moments(z, score, ids, None),
         negative_lse=lse,
         hits=reaches(positive, peak),
         peak=peak,

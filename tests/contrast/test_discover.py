@@ -240,3 +240,14 @@ def test_what_does_not_fit_is_refused_by_name(argument):
 def test_thirds_need_a_count_for_every_class():
     with pytest.raises(dc.ContrastInputError, match="too few"):
         dc.cluster_accuracy(Y, Y, counts=torch.ones(1))
+
+
+@pytest.mark.parametrize("parity", [None, "official"])
+def test_the_dense_references_give_the_same(parity):
+    table, views = dc.losses(), draw(0, 2, 4, 3)
+    options = {"labels": torch.tensor([0, -1, 1, -1]), "parity": parity}
+    given = (views, P.double(), 0.2)
+    expected = table["soft_con"].reference(*given, **options)
+    torch.testing.assert_close(dc.soft_con(*given, **options), expected)
+    expected = table["self_distillation"].reference(views, 3)
+    torch.testing.assert_close(dc.self_distillation(views, 3), expected)

@@ -329,3 +329,36 @@ def test_what_does_not_fit_is_refused_by_name(argument):
 def test_label_sets_of_other_values_are_refused():
     with pytest.raises(dc.ContrastInputError, match="zeros and ones"):
         dc.label_guided(Z, Z, 2 * torch.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(("triplet", {"mining": m, "soft": s}) for m in
+          ("all", "hard", "semi_hard", "easy_positive") for s in (True, False)),
+        ("triplet", {"distance": "squared"}),
+        ("triplet", {"distance": "cosine", "normalize": False}),
+        ("birank", {"hardest": False}),
+        ("birank", {"negatives": S > 0.1, "parity": "official"}),
+        ("boost_abs", {"gamma": 0.3}),
+        ("boost_rel", {"beta": 2.0}),
+        ("boost_kl", {"negatives": S > 0.1}),
+        ("boost_pro", {"negatives": S > 0.1}),
+        ("label_guided", {"temperature": 0.3}),
+        ("label_guided", {"real": A + 1}),
+    ],
+)  # fmt: skip
+def test_the_dense_reference_gives_the_same(name, options):
+    labels = torch.tensor([0, 1, 0, 2, 1, 0])
+    arguments = {"triplet": (S, labels), "birank": (S,), "label_guided": (S, A, labels)}
+    given = arguments.get(name, (S, A))
+    value = dc.loss(name, **options)(*given)
+    options.pop("normalize", None)
+    torch.testing.assert_close(value, dc.losses()[name].reference(*given, **options))
+
+
+def test_the_dense_reference_reads_label_sets_and_embeddings():
+    sets = (S > 0.1).long()
+    reference = {name: dc.losses()[name].reference for name in ("label_guided", "birank")}
+    torch.testing.assert_close(dc.label_guided(S, A, sets), reference["label_guided"](S, A, sets))
+    torch.testing.assert_close(dc.birank((S, A)), reference["birank"]((S, A)))

@@ -368,3 +368,27 @@ def test_what_does_not_fit_is_refused_by_name(argument):
 def test_combinations_without_meaning_are_refused(call):
     with pytest.raises(dc.ContrastInputError):
         call()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cacr", {"alpha": 0.5, "tau_plus": 0.1, "queue": Z[0] + 1}),
+        ("cacr", {"kernel": "rbf", "detach_weights": False}),
+        ("cacr", {"parity": "official", "tau_plus": 0.1}),
+        ("cacr", {"parity": "official", "kernel": "rbf"}),
+        ("amcl", {"reg": 0.3}),
+        ("arbitrary_pairs", {"pool": "pairs", "penalty": 0.5}),
+        ("arbitrary_pairs", {"subspace_cosine": True}),
+        ("arbitrary_pairs", {"parity": "official"}),
+    ],
+)
+def test_the_dense_reference_gives_the_same(name, options):
+    z = Z.double()
+    arguments = {
+        "cacr": (z,),
+        "amcl": (z, z + 0.3, dc.PairTemperature(3, 2, low=0.1).double()),
+        "arbitrary_pairs": (z[0], z[1], Y % 3, Y.roll(1) % 3, OPEN),
+    }[name]
+    value = dc.loss(name, **options)(*arguments)
+    torch.testing.assert_close(value, dc.losses()[name].reference(*arguments, **options))

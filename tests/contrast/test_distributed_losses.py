@@ -57,7 +57,7 @@ def gathered(x: Tensor, y: Tensor, rows: slice, **common) -> dict[str, Tensor]:
     queue = dc.PrototypeQueue(2, 11 * 12, 4, start_epoch=0).double()
     group, kept = common.get("group"), torch.sin(torch.arange(48.0).double()).view(12, 4)[rows]
     while (older := queue.scores(prototypes, 0, group)) is None:
-        queue.enqueue((kept, (kept + queue.index).cos()), group)
+        queue.enqueue((kept, (kept + queue.queues[0].index).cos()), group)
     scores = [prototypes(x), prototypes(y)]
     own, phi = torch.arange(12)[rows] % 5, torch.linspace(0.3, 0.7, 5)
     losses = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, Unpack, cast
+from typing import Any, Literal, NamedTuple, Unpack, cast
 
 import torch
 import torch.distributed as torch_dist
@@ -453,11 +453,7 @@ def _check_shape(function: str, argument: str, x: Tensor, shape: tuple[int, ...]
 
 
 def _check_each(
-    function: str,
-    argument: str,
-    given: Sequence[Tensor] | Tensor,
-    count: int,
-    shape: tuple[int, ...],
+    function: str, argument: str, given: Any, count: int, shape: tuple[int, ...]
 ) -> None:
     if len(given) != count:
         found, fix = f"has {len(given)} entries", f"pass one for each of {count} assigned views"

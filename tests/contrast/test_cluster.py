@@ -304,7 +304,7 @@ def test_k_means_of_few_distinct_points_ends():
 # Errors.
 
 
-def nce(**changes):
+def with_clusters(**changes):
     given = {
         "q": draw(0, 4, 3),
         "k": draw(1, 4, 3),
@@ -343,13 +343,17 @@ QUEUE = dc.PrototypeQueue(2, 10, 3)
         (lambda: QUEUE.enqueue(torch.zeros(1, 5, 3)), "features", "has 1 entries"),
         (lambda: QUEUE.enqueue(torch.zeros(2, 5, 4)), "features", "has shape (5, 4)"),
         (lambda: QUEUE.enqueue([]), "features", "has 0 entries"),
-        (lambda: nce(centroids=[]), "centroids", "have lengths [0, 1]"),
-        (lambda: nce(centroids=[draw(2, 2, 4)]), "centroids", "has shape (2, 4)"),
-        (lambda: nce(densities=[torch.zeros(2)]), "densities", "holds 0.0"),
-        (lambda: nce(densities=[torch.ones(3)]), "densities", "has shape (3,)"),
-        (lambda: nce(assignments=[torch.tensor([0, 1, 2, 1])]), "assignments", "holds 2"),
-        (lambda: nce(assignments=[torch.tensor([0, 1])]), "assignments", "has shape (2,)"),
-        (lambda: nce(return_info=True), "return_info", "is given"),
+        (lambda: with_clusters(centroids=[]), "centroids", "have lengths [0, 1]"),
+        (lambda: with_clusters(centroids=[draw(2, 2, 4)]), "centroids", "has shape (2, 4)"),
+        (lambda: with_clusters(densities=[torch.zeros(2)]), "densities", "holds 0.0"),
+        (lambda: with_clusters(densities=[torch.ones(3)]), "densities", "has shape (3,)"),
+        (lambda: with_clusters(assignments=[torch.tensor([0, 1, 2, 1])]), "assignments", "holds 2"),
+        (
+            lambda: with_clusters(assignments=[torch.tensor([0, 1])]),
+            "assignments",
+            "has shape (2,)",
+        ),
+        (lambda: with_clusters(return_info=True), "return_info", "is given"),
         (lambda: dc.spherical_kmeans(S[0], 5), "k", "is 5 for 4 points"),
         (lambda: dc.spherical_kmeans(S[0] / 0, 2), "x", "are not finite"),
         (lambda: dc.spherical_kmeans(S[0], 2, start=S[0]), "start", "has shape (4, 3)"),

@@ -19,7 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych_contrast.cluster import spherical_kmeans
-from diptych_contrast.common import Common, LossResult, TemperatureLike, readable, reduce_rows
+from diptych_contrast.common import (
+    Common,
+    LossResult,
+    TemperatureLike,
+    check_choice,
+    readable,
+    reduce_rows,
+)
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_integers, check_positive
 from diptych_contrast.pairwise import soft_sup_con
@@ -51,23 +58,14 @@ def soft_con(
         parity: ``official``: as the authors' code.
         **common: See `Common`.
 
-    Returns:
-        As `soft_sup_con`.
-
-    Raises:
-        ContrastInputError: Inputs that do not fit together.
 
     Example:
         >>> p = torch.eye(2)[[0, 0, 1, 1]]
         >>> soft_con(torch.eye(4).expand(1, 4, 4), p, 1.0).exp().item()
         3.0
     """
-    words = "pass 'one_hot' or 'predicted'"
-    refuse(
-        "soft_con",
-        ("labelled", labelled not in {"one_hot", "predicted"}, f"is {labelled!r}", words),
-        ("parity", parity not in {None, "official"}, f"is {parity!r}", "pass 'official' or None"),
-    )
+    check_choice("soft_con", "labelled", labelled, "one_hot", "predicted")
+    check_choice("soft_con", "parity", parity, None, "official")
     probs = probs.detach()
     if labels is not None:
         check_integers("soft_con", "labels", labels, len(probs))
@@ -130,8 +128,6 @@ def logit_adjust(
         temperature: Temperature, > 0.
         power: How much of the prior to take out.
 
-    Returns:
-        Shape (n, k).
 
     Example:
         >>> logit_adjust(torch.zeros(1, 2), torch.tensor([9.0, 1.0])).argmax().item()
@@ -182,9 +178,6 @@ def estimate_class_distribution(
 
     Returns:
         Shares that sum to 1, shape (k,).
-
-    Raises:
-        ContrastInputError: Labels out of range, or shapes that do not fit together.
 
     Example:
         >>> x, y = torch.eye(4)[[0, 0, 0, 1]], torch.tensor([0, 0, -1, -1])
@@ -268,9 +261,6 @@ def self_balanced_sampling(
     Returns:
         Which samples are chosen, shape (n,).
 
-    Raises:
-        ContrastInputError: Inputs that do not fit together, or no generator.
-
     Example:
         >>> y, g = torch.tensor([0, 0, 1]), torch.Generator().manual_seed(0)
         >>> sample = self_balanced_sampling(torch.rand(3), y, torch.tensor([1.0, 0.0]), generator=g)
@@ -320,11 +310,6 @@ def self_distillation(
         warmup: Epochs of the change.
         **common: See `Common`; logits are not normalised.
 
-    Returns:
-        Shape (), or (v n,) view-major with ``reduction="none"``.
-
-    Raises:
-        ContrastInputError: A single view, or temperatures out of range.
 
     Example:
         >>> round(self_distillation(torch.zeros(2, 4, 8), 0).exp().item())
@@ -394,9 +379,6 @@ def cluster_accuracy(
 
     Returns:
         The accuracies, in [0, 1].
-
-    Raises:
-        ContrastInputError: Not integers, negative ones, or unlike lengths.
 
     Example:
         >>> cluster_accuracy(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0])).all

@@ -9,36 +9,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from diptych_contrast.common import Common, Options, read_options
+from diptych_contrast.common import Common, Options, decline, read_options
 from diptych_contrast.errors import ContrastInputError
 
 BLOCK_PAIRS = 2**18
 
 
 def read_local_options(function: str, given: Common) -> Options:
-    """Check the common arguments of a loss of one process that tells no `PairInfo`.
-
-    Args:
-        function: Public name of the loss.
-        given: Its common keyword arguments.
-
-    Returns:
-        The arguments with their defaults.
-
-    Raises:
-        ContrastInputError: A value that does not exist, or that this loss cannot honour.
-    """
+    """Read the common arguments of a loss of one process that tells no `PairInfo`."""
     options = read_options(function, given)
-    refuse(
-        function,
-        (
-            "group",
-            options.group is not None,
-            "is a process group, and this loss sees one process alone",
-            "gather the embeddings with gather_with_grad and leave group out",
-        ),
-        ("return_info", options.return_info, "is True, and this loss tells none", "leave it out"),
-    )
+    decline(options, "group", "ring", "return_info")
     return options
 
 

@@ -14,6 +14,7 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     Options,
+    check_choice,
     check_device,
     read_embeddings,
     reduce_rows,
@@ -50,11 +51,6 @@ def birank(
         parity: ``official``: the sum over the batch.
         **common: See `Common`.
 
-    Returns:
-        Shape (), or (n,) with ``reduction="none"``.
-
-    Raises:
-        ContrastInputError: Inputs that do not fit together.
 
     Example:
         >>> round(birank(torch.zeros(4, 4), margin=0.5).item(), 4)
@@ -93,8 +89,6 @@ def boost_abs(
         parity: ``official``: the sum over the batch.
         **common: See `Common`.
 
-    Returns:
-        Shape (), or (n,) with ``reduction="none"``.
 
     Example:
         >>> round(boost_abs(torch.zeros(4, 4), torch.zeros(4, 4)).item(), 4)
@@ -156,7 +150,7 @@ def boost_kl(
         0.0
     """
     options, scores, anchor, mask = _read_scores("boost_kl", common, S, S_anchor, negatives)
-    refuse("boost_kl", _parity_finding(parity))
+    check_choice("boost_kl", "parity", parity, None, "official")
     losses = torch.zeros_like(scores[0])
     for dim in (1, 0):
         target, own = (_log_softmax(part, mask, dim) for part in (anchor, scores))
@@ -181,15 +175,10 @@ def boost_pro(
         4
     """
     options, scores, anchor, mask = _read_scores("boost_pro", common, S, S_anchor, negatives)
-    refuse("boost_pro", _parity_finding(parity))
+    check_choice("boost_pro", "parity", parity, None, "official")
     gain = scores - anchor
     rows, columns = (_log_softmax(gain, mask, dim).diagonal() for dim in (1, 0))
     return reduce_rows(options, -(rows + columns), _has_negative(mask))
-
-
-def _parity_finding(parity: str | None) -> tuple[str, bool, str, str]:
-    unknown = parity not in {None, "official"}
-    return "parity", unknown, f"is {parity!r}", "pass 'official' or None"
 
 
 def _read_scores(
@@ -204,11 +193,8 @@ def _read_scores(
     """Options, scores of target and anchor (detached), and which pairs are negatives."""
     options = read_local_options(function, common)
     wrong = not 0 <= margin < math.inf
-    refuse(
-        function,
-        _parity_finding(parity),
-        ("margin", wrong, f"is {margin}", "pass a finite number, at least 0"),
-    )
+    check_choice(function, "parity", parity, None, "official")
+    refuse(function, ("margin", wrong, f"is {margin}", "pass a finite number, at least 0"))
     if parity == "official" and options.reduction == "mean":
         options = replace(options, reduction="sum")
     scores = _one(options, "S", target)

@@ -53,11 +53,6 @@ def label_guided(
             own pair, are then the columns of the only term within.
         **common: See `Common`.
 
-    Returns:
-        Shape (), or (n,) with ``reduction="none"``.
-
-    Raises:
-        ContrastInputError: Inputs that do not fit together.
 
     Example:
         >>> z = torch.ones(4, 8)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from diptych_contrast.common import (
     Common,
     LossResult,
+    check_choice,
     read_embeddings,
     read_labels,
     readable,
@@ -21,9 +22,6 @@ from diptych_contrast.common import (
 )
 from diptych_contrast.kernel.normalize import unit_rows
 from diptych_contrast.rowwise import by_rows, read_local_options, refuse
-
-_MININGS = ("all", "hard", "semi_hard", "easy_positive")
-_DISTANCES = ("euclid", "squared", "cosine")
 
 
 def triplet(
@@ -52,11 +50,6 @@ def triplet(
         soft: ``softplus(d_ap - d_an)`` instead of the hinge, so that every triplet is active.
         **common: See `Common`.
 
-    Returns:
-        Shape (), or with ``reduction="none"`` the mean of each anchor, shape (n,).
-
-    Raises:
-        ContrastInputError: Inputs that do not fit together, or a single class.
 
     Example:
         >>> z = torch.tensor([[1.0, 0], [0, 1], [1, 0]])
@@ -66,16 +59,11 @@ def triplet(
     options = read_local_options("triplet", common)
     points = read_embeddings(options, z=z)[0]
     labels = read_labels(options, "labels", labels, points, lowest=0)
+    check_choice("triplet", "mining", mining, "all", "hard", "semi_hard", "easy_positive")
+    check_choice("triplet", "distance", distance, "euclid", "squared", "cosine")
     single = readable(labels) and not bool((labels != labels[0]).any())
     refuse(
         "triplet",
-        ("mining", mining not in _MININGS, f"is {mining!r}", f"pass one of {', '.join(_MININGS)}"),
-        (
-            "distance",
-            distance not in _DISTANCES,
-            f"is {distance!r}",
-            f"pass one of {', '.join(_DISTANCES)}",
-        ),
         ("margin", not 0 <= margin < math.inf, f"is {margin}", "pass a finite number, at least 0"),
         ("labels", single, "holds a single class", "pass rows of two classes: one has no negative"),
     )

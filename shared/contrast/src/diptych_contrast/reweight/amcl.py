@@ -10,7 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych_contrast.common import Common, LossResult, Options, read_views, reduce_rows
+from diptych_contrast.common import (
+    Common,
+    LossResult,
+    Options,
+    check_choice,
+    read_views,
+    reduce_rows,
+)
 from diptych_contrast.reweight.cacr import Views
 from diptych_contrast.rowwise import by_rows, read_local_options, refuse
 
@@ -49,11 +56,9 @@ class PairTemperature(nn.Module):
         hidden: int = 128,
     ) -> None:
         super().__init__()
-        refuse(
-            "PairTemperature",
-            ("kind", kind not in {"bilinear", "mlp"}, f"is {kind!r}", "pass 'bilinear' or 'mlp'"),
-            ("low", not 0 < low < high, f"is {low}, 'high' is {high}", "pass 0 < low < high"),
-        )
+        check_choice("PairTemperature", "kind", kind, "bilinear", "mlp")
+        found = f"is {low}, 'high' is {high}"
+        refuse("PairTemperature", ("low", not 0 < low < high, found, "pass 0 < low < high"))
         self.dim, self.heads, self.kind, self.low, self.high = dim, heads, kind, low, high
         width = rank if kind == "bilinear" else hidden
         self.width = 1 if kind == "bilinear" else hidden
@@ -107,11 +112,6 @@ def amcl(
         reg: Weight of the regulariser.
         **common: See `Common`.
 
-    Returns:
-        Shape (), or (2n,) with ``reduction="none"``.
-
-    Raises:
-        ContrastInputError: Inputs that do not fit together.
 
     Example:
         >>> z = torch.ones(3, 4, 8)

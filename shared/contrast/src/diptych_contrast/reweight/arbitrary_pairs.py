@@ -15,6 +15,7 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     TemperatureLike,
+    check_choice,
     read_embeddings,
     read_labels,
     read_scale,
@@ -76,21 +77,18 @@ def sample_partners(
         num_classes: Number of classes.
         generator: Source of the draw, on the device of ``labels``.
 
-    Returns:
-        Shape (n,).
 
     Example:
         >>> y = torch.tensor([0, 1])
         >>> sample_partners(y, "distinct", 2, torch.Generator()).tolist()
         [1, 0]
     """
+    check_choice("sample_partners", "how", how, "arbitrary", "identical", "distinct")
     if how == "identical":
         return labels
     if how == "arbitrary":
         order = torch.randperm(len(labels), generator=generator, device=labels.device)
         return labels[order]
-    words = "pass 'arbitrary', 'identical' or 'distinct'"
-    refuse("sample_partners", ("how", how != "distinct", f"is {how!r}", words))
     shift = torch.randint(1, num_classes, labels.shape, generator=generator, device=labels.device)
     return (labels + shift) % num_classes
 
@@ -136,9 +134,6 @@ def arbitrary_pairs(
         Shape (), or (n,) with ``reduction="none"`` (with ``pool="pairs"`` scaled so that the mean
         over rows is the mean over pairs).
 
-    Raises:
-        ContrastInputError: Inputs that do not fit together.
-
     Example:
         >>> y = torch.arange(4)
         >>> open_gate = lambda a, b: torch.ones(4, 4)
@@ -151,10 +146,10 @@ def arbitrary_pairs(
     partners = read_labels(options, "partner_labels", partner_labels, rows, lowest=0)
     scale = read_scale(options, temperature, rows)
     gates = gate(labels, partners).to(rows.dtype)
+    check_choice("arbitrary_pairs", "pool", pool, "rows", "pairs")
+    check_choice("arbitrary_pairs", "parity", parity, None, "official")
     refuse(
         "arbitrary_pairs",
-        ("pool", pool not in {"rows", "pairs"}, f"is {pool!r}", "pass 'rows' or 'pairs'"),
-        ("parity", parity not in {None, "official"}, f"is {parity!r}", "pass 'official' or None"),
         (
             "gate",
             gates.shape != rows.shape,

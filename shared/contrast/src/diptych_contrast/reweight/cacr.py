@@ -15,6 +15,7 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     Options,
+    check_choice,
     check_device,
     read_views,
     reduce_rows,
@@ -66,11 +67,6 @@ def cacr(
         parity: ``official``: as the authors' code.
         **common: See `Common`.
 
-    Returns:
-        Shape (), or (v n,) view-major with ``reduction="none"``.
-
-    Raises:
-        ContrastInputError: Inputs that do not fit together.
 
     Example:
         >>> round(cacr(torch.eye(4).repeat(2, 1, 1)).item(), 4)
@@ -145,14 +141,14 @@ def _check(
     parity: str | None,
     queue: object,
 ) -> None:
+    check_choice("cacr", "kernel", kernel, "euclid", "rbf")
+    check_choice("cacr", "parity", parity, None, "official")
     whole = kernel == "rbf" or parity is not None
     for name, value in sharpness.items():
         wrong = not 0 <= value < math.inf
         refuse("cacr", (name, wrong, f"is {value}", "pass a finite number, at least 0"))
     refuse(
         "cacr",
-        ("kernel", kernel not in {"euclid", "rbf"}, f"is {kernel!r}", "pass 'euclid' or 'rbf'"),
-        ("parity", parity not in {None, "official"}, f"is {parity!r}", "pass 'official' or None"),
         ("tau_plus", not 0 <= tau_plus < 1, f"is {tau_plus}", "pass a share in [0, 1)"),
         (
             "tau_plus",

@@ -47,9 +47,6 @@ def feature_transform(
     Returns:
         q', k' and the transformed queue.
 
-    Raises:
-        ContrastInputError: Unlike shapes, weights out of range, or no generator.
-
     Example:
         >>> q, g = torch.eye(4), torch.Generator().manual_seed(0)
         >>> [x.shape[0] for x in feature_transform(q, q, torch.ones(6, 4), generator=g)]

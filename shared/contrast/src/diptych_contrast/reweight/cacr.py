@@ -20,6 +20,7 @@ from diptych_contrast.common import (
     read_views,
     reduce_rows,
 )
+from diptych_contrast.kernel import PairMask, log_sums, pair_expect
 from diptych_contrast.kernel.normalize import unit_rows
 from diptych_contrast.rowwise import by_rows, read_local_options, refuse
 from diptych_contrast.state import KeyQueue
@@ -98,7 +99,10 @@ def cacr(
     if queue is not None:
         stored = stored_keys(options, queue, stack)
         columns = torch.cat([keyed[0], stored]), F.pad(keyed[1], (0, len(stored)), value=-1)
-    repulsion = _repulsion(options, keyed, columns, t_neg, kernel, freeze)
+    if freeze and kernel == "euclid" and queue is None and t_neg > 0:
+        repulsion = _constant_weights(options, *keyed, t_neg)
+    else:
+        repulsion = _repulsion(options, keyed, columns, t_neg, kernel, freeze)
     if kernel == "rbf":
         return alpha * attraction.mean() + beta * _log_mean(repulsion)
     mean = close.masked_fill(own, 0.0).sum(1).flatten() / (len(stack) - 1)
@@ -126,6 +130,22 @@ def _repulsion(
         return -(weights.exp() * d2).sum(1)
 
     return by_rows(block, rows, columns, len(columns[0]), options)
+
+
+def _constant_weights(options: Options, z: Tensor, samples: Tensor, t_neg: float) -> Tensor:
+    """The same by symmetric sweeps: a log-sum has the slope of t_neg times the repulsion."""
+    lengths = z.square().sum(1)
+    keys = PairMask(row_id=samples, col_id=samples, expr="~same_id")
+    with torch.no_grad():
+        one, minus = torch.ones_like(z[:, :1]), -lengths[:, None]
+        # The product of these rows and columns is minus the squared distance.
+        rows, columns = torch.cat([2.0 * z, minus, one], 1), torch.cat([z, one, minus], 1)
+        _, value = pair_expect(rows, columns, 1.0, t_neg, mask=keys, tile=options.tile)
+    biases = -t_neg * lengths, None
+    scale = z.new_tensor(2.0 * t_neg)
+    masks = (keys.expr,)
+    lse, _ = log_sums(z, None, scale, masks, keys=keys, biases=biases, engine=options.engine)
+    return value + (lse[0] - lse[0].detach()) / t_neg
 
 
 def _log_mean(logs: Tensor) -> Tensor:

@@ -236,6 +236,11 @@ def test_every_loss_is_explained_and_equals_its_dense_reference(name):
             ((x, y), {"negatives": "rows", "row_negatives": torch.stack([x + 1, y - 1], 1)}),
         ],
         "nt_xent": [((x, y), {}), ((x, y), {"ids": labels.abs(), "labels": labels.abs()})],
+        "dcl": [((x, y), {}), ((x, y), {"weight": soft[:, 0].double()})],
+        "n_pairs": [((x, y), {}), ((x, y), {"labels": labels.abs(), "l2": 0.02})],
+        "contrastive_margin": [((x, labels.abs()), {"distance": d}) for d in ("euclid", "cosine")],
+        "multi_similarity": [((x, labels.abs()), {})],
+        "circle": [((x, labels.abs()), {})],
         "siglip": [((x, y), {}), ((x, y), {"positives": torch.rand(9, 9, generator=g)})],
     }.get(name, [((x, y), {})])
     for arguments, options in calls:

@@ -86,8 +86,10 @@ class PairSums(Function):
         given = (upstream[0], lse, extra, *tensors)
         if torch.compiler.is_compiling():
             gradients = _opaque_gradients(given, *_words(plan))
-        else:
+        elif torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             gradients = call(PairGradients, plan, *given)
+        else:
+            gradients = full_precision(first_order, plan, *given)
         return None, *_present(gradients, tensors), *(None,) * 6
 
     @staticmethod

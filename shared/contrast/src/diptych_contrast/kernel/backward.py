@@ -44,7 +44,7 @@ class _Weights:
         self.pairs = pairs
         # A row without pairs has no weights: exp(-inf - inf) is 0 where exp(-inf + inf) is NaN.
         if pairs.bounded:
-            self.inverse = lse.neg().exp_().nan_to_num_(posinf=0.0)
+            self.inverse = _inverse(lse)
         else:
             self.shift = (lse * LOG2_E).masked_fill_(lse == -math.inf, math.inf)
 
@@ -143,14 +143,15 @@ def first_order(
     """
     if plan.fused and not plan.columns:
         return _fused(upstream, extra, *tensors)
+    if extra.numel() and not plan.fused:
+        return _kept(plan, upstream, lse, extra, *tensors)
     pairs = open_pairs(plan, *tensors)
     weights, sink = _Weights(pairs, lse), _Sink(pairs, columns=plan.columns)
     coefficient = weights.scaled(upstream)
-    kept = extra if extra.numel() and not plan.fused else None
     one_scale = len(pairs.scale) == 1
-    for rows, cols, raw, parts in _tiles(weights, kept):
+    for rows, cols, raw in scores(pairs):
         total: Tensor | None = None
-        for k, tile in parts:
+        for k, tile in weights.tiles(raw, rows, cols):
             weight = weights.apply(tile, coefficient[k], rows, cols)
             sink.add_biases(weight, rows, cols)
             if not one_scale:
@@ -182,17 +183,30 @@ def _fused(upstream: Tensor, products: Tensor, *tensors: Tensor | None) -> Gradi
     return Gradients(onto_a, a.new_empty(0), onto_scale, onto_bias, a.new_empty(0))
 
 
-def _tiles(
-    weights: _Weights, kept: Tensor | None
-) -> Iterator[tuple[slice, slice, Tensor, Iterator[tuple[int, tuple[Tensor, Tensor]]]]]:
-    pairs = weights.pairs
-    if kept is not None:
-        rows, cols = slice(0, len(pairs.a)), slice(0, len(pairs.b))
-        raw = pairs.a @ pairs.b.t() if len(pairs.scale) > 1 else kept
-        yield rows, cols, raw, ((k, (tile, tile)) for k, tile in enumerate(kept))
-        return
-    for rows, cols, raw in scores(pairs):
-        yield rows, cols, raw, weights.tiles(raw, rows, cols)
+def _kept(
+    plan: Plan, upstream: Tensor, lse: Tensor, tile: Tensor, *tensors: Tensor | None
+) -> Gradients:
+    """Weigh the only tile there is, which the forward sweep kept."""
+    a, b, scale, *_ = tensors
+    assert a is not None
+    assert scale is not None
+    n, other = len(a), a if b is None else b
+    coefficient = (upstream * _inverse(lse)).mul_(scale)[0]
+    weight = coefficient[:n, None]
+    weight = (
+        weight * tile if plan.mode == "rows" else (weight + coefficient[-len(other) :]).mul_(tile)
+    )
+    onto_a = weight @ other
+    onto_b = a.new_empty(0) if b is None or not plan.columns else weight.t() @ a
+    onto_scale = torch.zeros_like(scale)
+    if plan.scales:
+        onto_scale = (a * onto_a).sum().div(scale if b is not None else 2 * scale)
+    return Gradients(onto_a, onto_b, onto_scale, a.new_empty(0), a.new_empty(0))
+
+
+def _inverse(lse: Tensor) -> Tensor:
+    """Return ``exp(-lse)``, 0 for rows without pairs."""
+    return lse.neg().exp_().nan_to_num_(posinf=0.0)
 
 
 def second_order(plan: Plan, upstream: Tensor, lse: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

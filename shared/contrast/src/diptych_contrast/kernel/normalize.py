@@ -12,13 +12,14 @@ from torch.autograd import Function
 from diptych_contrast.kernel.call import call
 
 _SMALLEST = 1e-12
+_PART = 4096  # rows at once: a norm in float64 copies its input
 
 
 def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Divide every row by its length, ``x / max(|x|, 1e-12)``, at least in float32.
 
-    A zero row stays zero and gets zero gradient. Lengths are accumulated in float64, so rows of
-    length 1e-20 or 1e20 are safe. Differentiable any number of times.
+    A zero row stays zero; rows shorter than 1e-12 get zero gradient. Lengths are accumulated in
+    float64, so rows of length 1e20 are safe. Differentiable any number of times.
 
     Args:
         x: Shape (n, d), floating point.
@@ -40,13 +41,16 @@ class _UnitRows(Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        # A norm in float64 copies its input, so large inputs go in parts.
-        parts = [
-            torch.linalg.vector_norm(part, dim=1, keepdim=True, dtype=torch.float64)
-            for part in torch.split(x, 4096)
-        ]
-        length = torch.cat(parts) if len(parts) > 1 else parts[0]
-        inverse = length.clamp_min(_SMALLEST).reciprocal_().mul_(length > 0).to(x.dtype)
+        if len(x) <= _PART:
+            length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
+        else:
+            length = torch.cat(
+                [
+                    torch.linalg.vector_norm(part, dim=1, keepdim=True, dtype=torch.float64)
+                    for part in torch.split(x, _PART)
+                ]
+            )
+        inverse = length.clamp_min_(_SMALLEST).reciprocal_().to(x.dtype)
         return x * inverse, inverse
 
     @staticmethod
@@ -55,16 +59,13 @@ class _UnitRows(Function):
         ctx.save_for_backward(*output)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, onto_inverse: Tensor | None) -> Tensor | None:
+    def backward(ctx: Any, upstream: Tensor | None, onto_inverse: Tensor | None) -> Tensor:
         unit, inverse = ctx.saved_tensors
-        along = 0.0 if upstream is None else torch.linalg.vecdot(unit, upstream)[:, None]
+        slope = inverse * (inverse < 1.0 / _SMALLEST)
+        if upstream is None:
+            upstream = torch.zeros_like(unit)
+        along = torch.linalg.vecdot(unit, upstream)[:, None]
         if onto_inverse is not None:
             along = along + onto_inverse * inverse
-        # The inverse length is constant, so nothing is projected out, below the smallest length.
-        along = along * (inverse < 1.0 / _SMALLEST)
-        onto_x: Tensor
-        if upstream is None:
-            onto_x = unit * (-along * inverse)
-        else:
-            onto_x = torch.addcmul(upstream, unit, along, value=-1.0).mul_(inverse)
+        onto_x: Tensor = torch.addcmul(upstream, unit, along, value=-1.0).mul_(slope)
         return onto_x

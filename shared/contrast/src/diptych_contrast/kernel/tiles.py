@@ -36,7 +36,7 @@ class Plan(NamedTuple):
         tile: Rows and columns of a tile.
         unit: No row or column is longer than 1.
         fused: Accumulate the gradient of the rows in the forward sweep (mode ``rows``).
-        keep: Keep the exponentials of a single tile for the backward sweep.
+        keep: Keep the exponentials of a single plain tile for the backward sweep.
         peak: Also give the largest score of every row.
         columns: Backward: the columns need their gradient.
         scales: Backward: the scale needs its gradient.
@@ -219,21 +219,21 @@ def sum_exponentials(plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, Tenso
         Natural log of the sums, minus infinity where nothing counts, shape (k, n), in mode
         ``both`` (k, n + m); the largest scores, same shape, empty unless asked for; and
         ``sum_j exp(S_ij - lse_i) b_j``, shape (k, n, d), where fused, or the exponentials
-        themselves, shape (k, n, m), where kept, else empty.
+        themselves, shape (n, m), where kept, else empty.
     """
     pairs = open_pairs(plan, *tensors)
+    if _is_kept(plan, pairs):
+        return _sum_kept(pairs)
     a, b, count = pairs.a, pairs.b, len(pairs.masks.trees)
     sums = len(a) + (len(b) if pairs.mode == "both" else 0)
     totals = a.new_zeros(count, sums)
     extra = a.new_zeros(count, *a.shape) if plan.fused else a.new_empty(0)
-    sweep = _sum_bounded if pairs.bounded else _sum_streaming
     wanted = plan.peak or not pairs.bounded
     tops = a.new_full((count, sums), 0.0 if pairs.bounded else _FLOOR) if wanted else a.new_empty(0)
-    kept = sweep(pairs, plan, totals, tops, extra)
+    sweep = _sum_bounded if pairs.bounded else _sum_streaming
+    sweep(pairs, plan, totals, tops, extra)
     if plan.fused:
         extra /= totals[:, : len(a), None].clamp_min(torch.finfo(a.dtype).tiny)
-    if kept:
-        extra = kept[0][None] if count == 1 else torch.stack(kept)
     if pairs.bounded:
         return totals.log_(), tops.log_() if plan.peak else tops, extra
     lse = torch.where(totals > 0, totals.log() + tops / LOG2_E, -math.inf)
@@ -241,13 +241,25 @@ def sum_exponentials(plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, Tenso
     return lse, tops, extra
 
 
-def _sum_bounded(
-    pairs: Pairs, plan: Plan, totals: Tensor, tops: Tensor, products: Tensor
-) -> list[Tensor]:
-    n, m, count = len(pairs.a), len(pairs.b), len(totals)
-    small = count * n * m * pairs.a.element_size() <= SINGLE_TILE_BYTES
-    keep = plan.keep and not plan.fused and pairs.tile >= max(n, m) and small
-    kept: list[Tensor] = []
+def _is_kept(plan: Plan, pairs: Pairs) -> bool:
+    n, m = len(pairs.a), len(pairs.b)
+    single = pairs.tile >= max(n, m) and n * m * pairs.a.element_size() <= SINGLE_TILE_BYTES
+    plain = pairs.bounded and pairs.folded and len(pairs.masks.trees) == 1
+    unbiased = pairs.row_bias is None and pairs.col_bias is None
+    return plan.keep and not plan.peak and not plan.fused and single and plain and unbiased
+
+
+def _sum_kept(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the only tile there is and keep it: small batches are bound by the number of calls."""
+    nothing, factor = pairs.a.new_empty(0), pairs.scale.item() * LOG2_E
+    tile = torch.addmm(pairs.scale[0], pairs.a, pairs.b.t(), beta=0.0, alpha=factor).exp2_()
+    pairs.masks.hide(tile, 0, slice(0, len(pairs.a)), slice(0, len(pairs.b)), 0.0)
+    sums = tile.sum(1)
+    sums = torch.cat([sums, tile.sum(0)]) if pairs.mode == "both" else sums
+    return sums.log_()[None], nothing, tile
+
+
+def _sum_bounded(pairs: Pairs, plan: Plan, totals: Tensor, tops: Tensor, products: Tensor) -> None:
     for rows, cols, raw in scores(pairs):
         slots = pairs.column_slots(rows, cols)
         for k, tile in exponentials(pairs, raw, rows, cols):
@@ -260,14 +272,11 @@ def _sum_bounded(
                     torch.maximum(top, tile.amax(dim), out=top)
             if plan.fused:
                 products[k, rows].addmm_(tile, pairs.b[cols])
-            if keep:
-                kept.append(tile)
-    return kept
 
 
 def _sum_streaming(
     pairs: Pairs, plan: Plan, totals: Tensor, tops: Tensor, products: Tensor
-) -> list[Tensor]:
+) -> None:
     for rows, cols, raw in scores(pairs):
         slots = pairs.column_slots(rows, cols)
         for k, exponent in exponents(pairs, raw, rows, cols):
@@ -277,7 +286,6 @@ def _sum_streaming(
             shrink, exponential = _absorb(totals[k, rows], tops[k, rows], tile, 1)
             if plan.fused:
                 products[k, rows].mul_(shrink[:, None]).addmm_(exponential, pairs.b[cols])
-    return []
 
 
 def _absorb(total: Tensor, top: Tensor, tile: Tensor, dim: int) -> tuple[Tensor, Tensor]:

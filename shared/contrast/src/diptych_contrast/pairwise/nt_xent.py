@@ -118,7 +118,7 @@ def denominators(
         columns, keys = meet_columns(options, z, Keys(sample, label=label))
     peak, engine = options.return_info, options.engine
     lse, top = log_sums(z, columns, scale, (mask,), keys=keys, peak=peak, engine=engine)
-    return lse.flatten(), top.flatten()
+    return lse[0], top.flatten()
 
 
 @torch.no_grad()

@@ -98,8 +98,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("n", "d"), [(2, 3), (3, 32), (17, 3)])
+@pytest.mark.parametrize(
+    ("n", "d"), [(2, 3), (3, 32), (17, 3), pytest.param(64, 32, marks=pytest.mark.slow)]
+)
 def test_every_loss_equals_a_double_loop_at_every_tile(name, n, d):
+    if n == 64 and name.startswith("amcl"):
+        n = 24  # Its loop runs a network for every pair.
     for seed in range(5 if n < 17 else 1):
         inputs, ours, loop = CASES[name](n, d, torch.Generator().manual_seed(seed))
         leaves = [value.requires_grad_() for value in inputs]

@@ -58,7 +58,6 @@ def soft_con(
         parity: ``official``: as the authors' code.
         **common: See `Common`.
 
-
     Example:
         >>> p = torch.eye(2)[[0, 0, 1, 1]]
         >>> soft_con(torch.eye(4).expand(1, 4, 4), p, 1.0).exp().item()
@@ -103,7 +102,7 @@ def balanced_regulariser(
         >>> round(balanced_regulariser(torch.zeros(5, 3), torch.ones(3)).item(), 6)
         0.0
     """
-    _check_classes("balanced_regulariser", logits, "counts", counts, temperature)
+    _check_classes("balanced_regulariser", logits, counts, temperature)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     with torch.autocast(logits.device.type, enabled=False):
         mean = (wide / temperature).log_softmax(1).logsumexp(0)
@@ -128,19 +127,16 @@ def logit_adjust(
         temperature: Temperature, > 0.
         power: How much of the prior to take out.
 
-
     Example:
         >>> logit_adjust(torch.zeros(1, 2), torch.tensor([9.0, 1.0])).argmax().item()
         1
     """
-    _check_classes("logit_adjust", logits, "counts", counts, temperature)
+    _check_classes("logit_adjust", logits, counts, temperature)
     prior = counts.to(logits) / counts.sum()
     return logits / temperature - (prior**power + 1e-12).log()
 
 
-def _check_classes(
-    function: str, logits: Tensor, argument: str, counts: Tensor, temperature: float
-) -> None:
+def _check_classes(function: str, logits: Tensor, counts: Tensor, temperature: float) -> None:
     check_positive(function, "temperature", temperature)
     wrong = logits.dim() != 2 or not logits.is_floating_point() or 0 in logits.shape
     found = f"has shape {tuple(logits.shape)} and dtype {logits.dtype}"
@@ -148,8 +144,8 @@ def _check_classes(
     refuse(
         function,
         ("logits", wrong, found, "pass floating-point logits of shape (samples, classes)"),
-        (argument, counts.shape != logits.shape[1:], f"has shape {tuple(counts.shape)}", fix),
-        (argument, readable(counts) and bool((counts <= 0).any()), "has a value below 0 or 0", fix),
+        ("counts", counts.shape != logits.shape[1:], f"has shape {tuple(counts.shape)}", fix),
+        ("counts", readable(counts) and bool((counts <= 0).any()), "has a value not above 0", fix),
     )
 
 
@@ -309,7 +305,6 @@ def self_distillation(
         teacher_temperature: First and last temperature of the teacher, > 0.
         warmup: Epochs of the change.
         **common: See `Common`; logits are not normalised.
-
 
     Example:
         >>> round(self_distillation(torch.zeros(2, 4, 8), 0).exp().item())

@@ -51,7 +51,6 @@ def birank(
         parity: ``official``: the sum over the batch.
         **common: See `Common`.
 
-
     Example:
         >>> round(birank(torch.zeros(4, 4), margin=0.5).item(), 4)
         1.0
@@ -88,7 +87,6 @@ def boost_abs(
         negatives: See `birank`.
         parity: ``official``: the sum over the batch.
         **common: See `Common`.
-
 
     Example:
         >>> round(boost_abs(torch.zeros(4, 4), torch.zeros(4, 4)).item(), 4)

@@ -53,7 +53,6 @@ def label_guided(
             own pair, are then the columns of the only term within.
         **common: See `Common`.
 
-
     Example:
         >>> z = torch.ones(4, 8)
         >>> round(label_guided(z, z, torch.tensor([0, 0, 1, 1]), intra=0.0).exp().item())

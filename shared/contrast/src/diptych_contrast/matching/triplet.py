@@ -50,7 +50,6 @@ def triplet(
         soft: ``softplus(d_ap - d_an)`` instead of the hinge, so that every triplet is active.
         **common: See `Common`.
 
-
     Example:
         >>> z = torch.tensor([[1.0, 0], [0, 1], [1, 0]])
         >>> round(triplet(z, torch.tensor([0, 0, 1]), 0.5).item(), 4)

@@ -112,7 +112,6 @@ def amcl(
         reg: Weight of the regulariser.
         **common: See `Common`.
 
-
     Example:
         >>> z = torch.ones(3, 4, 8)
         >>> round(amcl(z, z, PairTemperature(8), reg=0.0).div(3).exp().item())

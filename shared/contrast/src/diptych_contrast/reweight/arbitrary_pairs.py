@@ -77,7 +77,6 @@ def sample_partners(
         num_classes: Number of classes.
         generator: Source of the draw, on the device of ``labels``.
 
-
     Example:
         >>> y = torch.tensor([0, 1])
         >>> sample_partners(y, "distinct", 2, torch.Generator()).tolist()

@@ -68,7 +68,6 @@ def cacr(
         parity: ``official``: as the authors' code.
         **common: See `Common`.
 
-
     Example:
         >>> round(cacr(torch.eye(4).repeat(2, 1, 1)).item(), 4)
         -2.0

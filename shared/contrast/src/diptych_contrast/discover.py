@@ -182,15 +182,9 @@ def estimate_class_distribution(
     """
     name = "estimate_class_distribution"
     check_integers(name, "labels", labels, len(features))
-    refuse(
-        name,
-        (
-            "mask_labelled",
-            mask_labelled.shape != labels.shape or mask_labelled.dtype != torch.bool,
-            f"has shape {tuple(mask_labelled.shape)} and dtype {mask_labelled.dtype}",
-            "pass one bool a sample",
-        ),
-    )
+    wrong = mask_labelled.shape != labels.shape or mask_labelled.dtype != torch.bool
+    found = f"has shape {tuple(mask_labelled.shape)} and dtype {mask_labelled.dtype}"
+    refuse(name, ("mask_labelled", wrong, found, "pass one bool a sample"))
     known = labels[mask_labelled].long()
     wrong = bool(((known < 0) | (known >= k)).any())
     refuse(name, ("labels", wrong, f"lies outside 0 to {k - 1}", "number the known classes from 0"))
@@ -315,16 +309,11 @@ def self_distillation(
     first, last = teacher_temperature
     check_positive("self_distillation", "teacher_temperature", min(first, last))
     logits = student if isinstance(student, Tensor) else torch.stack(student)
-    refuse(
-        "self_distillation",
-        (
-            "student",
-            logits.dim() != 3 or len(logits) < 2 or not logits.is_floating_point(),
-            f"has shape {tuple(logits.shape)} and dtype {logits.dtype}",
-            "pass floating-point logits of shape (views, samples, classes), at least two views",
-        ),
-        ("epoch", epoch < 0, f"is {epoch}", "count epochs from 0"),
-    )
+    wrong = logits.dim() != 3 or len(logits) < 2 or not logits.is_floating_point()
+    found = f"has shape {tuple(logits.shape)} and dtype {logits.dtype}"
+    fix = "pass floating-point logits of shape (views, samples, classes), at least two views"
+    refuse("self_distillation", ("student", wrong, found, fix))
+    refuse("self_distillation", ("epoch", epoch < 0, f"is {epoch}", "count epochs from 0"))
     logits = logits if logits.dtype == torch.float64 else logits.float()
     share = min(epoch / (warmup - 1), 1.0) if warmup > 1 else 1.0
     with torch.autocast(logits.device.type, enabled=False):

@@ -216,15 +216,9 @@ def _one(options: Options, name: str, given: Scores) -> Tensor:
             products: Tensor = x @ y.t()
         return products
     square = given.dim() == 2 and given.shape[0] == given.shape[1] > 0
-    refuse(
-        options.function,
-        (
-            name,
-            not square or not given.is_floating_point(),
-            f"has shape {tuple(given.shape)} and dtype {given.dtype}",
-            "pass floating-point scores of shape (n, n), or two embeddings as a tuple",
-        ),
-    )
+    found = f"has shape {tuple(given.shape)} and dtype {given.dtype}"
+    fix = "pass floating-point scores of shape (n, n), or two embeddings as a tuple"
+    refuse(options.function, (name, not square or not given.is_floating_point(), found, fix))
     return given if given.dtype == torch.float64 else given.float()
 
 

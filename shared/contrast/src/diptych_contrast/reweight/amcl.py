@@ -121,16 +121,10 @@ def amcl(
     first = read_views(options, "heads_a", heads_a)
     second = read_views(options, "heads_b", heads_b)
     expected = (temperature_net.heads, *first.shape[1:-1], temperature_net.dim)
+    fix = f"pass shape ({expected[0]}, at least 2 samples as in 'heads_a', {expected[2]})"
     for name, value in (("heads_a", first), ("heads_b", second)):
-        refuse(
-            "amcl",
-            (
-                name,
-                value.shape != expected or value.shape[1] < 2,
-                f"has shape {tuple(value.shape)}",
-                f"pass shape ({expected[0]}, at least 2 samples as in 'heads_a', {expected[2]})",
-            ),
-        )
+        wrong = value.shape != expected or value.shape[1] < 2
+        refuse("amcl", (name, wrong, f"has shape {tuple(value.shape)}", fix))
     rows = [
         _amcl_rows(options, temperature_net, head, torch.cat([a, b]), reg)
         for head, (a, b) in enumerate(zip(first, second, strict=True))

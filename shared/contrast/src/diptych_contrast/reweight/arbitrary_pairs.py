@@ -147,15 +147,9 @@ def arbitrary_pairs(
     gates = gate(labels, partners).to(rows.dtype)
     check_choice("arbitrary_pairs", "pool", pool, "rows", "pairs")
     check_choice("arbitrary_pairs", "parity", parity, None, "official")
-    refuse(
-        "arbitrary_pairs",
-        (
-            "gate",
-            gates.shape != rows.shape,
-            f"gives shape {tuple(gates.shape)} for {tuple(rows.shape)}",
-            "make the gate for the same number of dimensions",
-        ),
-    )
+    found = f"gives shape {tuple(gates.shape)} for {tuple(rows.shape)}"
+    fix = "make the gate for the same number of dimensions"
+    refuse("arbitrary_pairs", ("gate", gates.shape != rows.shape, found, fix))
     index = torch.arange(len(rows), device=rows.device)
 
     def block(

@@ -163,52 +163,27 @@ def _check(
     check_choice("cacr", "kernel", kernel, "euclid", "rbf")
     check_choice("cacr", "parity", parity, None, "official")
     whole = kernel == "rbf" or parity is not None
+    once = f"is {options.reduction!r} with a form that has one value a batch"
     for name, value in sharpness.items():
         wrong = not 0 <= value < math.inf
         refuse("cacr", (name, wrong, f"is {value}", "pass a finite number, at least 0"))
     refuse(
         "cacr",
         ("tau_plus", not 0 <= tau_plus < 1, f"is {tau_plus}", "pass a share in [0, 1)"),
-        (
-            "tau_plus",
-            tau_plus > 0 and kernel == "rbf",
-            "is given with kernel 'rbf'",
-            "pass kernel='euclid', for which the debiased form exists",
-        ),
-        (
-            "reduction",
-            whole and options.reduction != "mean",
-            f"is {options.reduction!r} with a form that has one value a batch",
-            "pass 'mean', or kernel='euclid' without parity",
-        ),
-        (
-            "queue",
-            queue is not None and parity is not None,
-            "is given with parity",
-            "leave one of them out",
-        ),
+        ("tau_plus", tau_plus > 0 and kernel == "rbf", "is given with 'rbf'", "pass 'euclid'"),
+        ("reduction", whole and options.reduction != "mean", once, "pass 'mean'"),
+        ("queue", queue is not None and parity is not None, "is given with parity", "leave it out"),
         ("views", len(stack) < 2, "has a single view", "pass at least two views"),
-        (
-            "views",
-            stack.shape[1] < 2 and queue is None,
-            "has a single sample and no queue",
-            "pass at least two samples: others are the negatives",
-        ),
+        ("views", stack.shape[1] < 2 and queue is None, "has a single sample", "pass two samples"),
     )
 
 
 def stored_keys(options: Options, queue: KeyQueue | Tensor, like: Tensor) -> Tensor:
     """Keys of a queue, detached, in the dtype of the rows and as long as they."""
     stored = queue if isinstance(queue, Tensor) else queue.stored()
-    refuse(
-        options.function,
-        (
-            "queue",
-            stored.dim() != 2 or stored.shape[1] != like.shape[-1],
-            f"has shape {tuple(stored.shape)} for embeddings of {like.shape[-1]} dimensions",
-            "make the queue for the same number of dimensions",
-        ),
-    )
+    wrong = stored.dim() != 2 or stored.shape[1] != like.shape[-1]
+    found = f"has shape {tuple(stored.shape)} for embeddings of {like.shape[-1]} dimensions"
+    refuse(options.function, ("queue", wrong, found, "make the queue for as many dimensions"))
     check_device(options.function, "queue", stored, "embeddings", like)
     stored = stored.detach().to(like.dtype)
     return unit_rows(stored) if options.normalize else stored

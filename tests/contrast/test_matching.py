@@ -191,6 +191,17 @@ def test_anchors_without_a_positive_are_left_out_or_refused():
     assert far.item() == 0
 
 
+@pytest.mark.parametrize("mining", ["all", "hard", "semi_hard", "easy_positive"])
+def test_names_of_classes_order_and_rotation_change_nothing(mining):
+    g = torch.Generator().manual_seed(5)
+    z, labels = draw(g, 12, 4), torch.arange(12) % 4
+    value = dc.triplet(z, labels, mining=mining)
+    assert torch.equal(dc.triplet(z, 7 - labels, mining=mining), value)
+    turn, order = torch.linalg.qr(draw(g, 4, 4))[0], torch.randperm(12, generator=g)
+    moved = dc.triplet(5 * z[order] @ turn, labels[order], mining=mining)
+    torch.testing.assert_close(moved, value)
+
+
 _MEMORY = """
 import resource, torch, diptych_contrast as dc
 torch.set_num_threads(1)

@@ -163,6 +163,8 @@ def train_fits(job: Job, fabric: Fabric, *, only: str | None = None) -> None:
         if processes > 1:
             from diptych.parallel import train_side_by_side
 
+            # the longest first, else one of them runs alone at the end
+            todo.sort(key=lambda fit: len(fit.split.train), reverse=True)
             train_side_by_side(job, [fit.name for fit in todo], processes)
             continue
         for fit in todo:

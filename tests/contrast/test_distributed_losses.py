@@ -12,10 +12,11 @@ from torch import Tensor
 
 import diptych_contrast as dc
 
-SIZES = {2: (7, 5), 3: (5, 2, 4)}
+SIZES = {2: (7, 5), 3: (5, 3, 4)}
 MODES = ((False, "mean"), (True, "mean"), (False, "sum"))
 LABELS = torch.tensor([0, 1, 0, -1, 2, 1, 0, 2, -1, 1, 0, 2])
 QUEUE = torch.randn(7, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+SHARE = torch.rand(12, 12, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
 
 
 def losses(x: Tensor, y: Tensor, rows: slice, **common) -> dict[str, Tensor]:
@@ -37,6 +38,7 @@ def losses(x: Tensor, y: Tensor, rows: slice, **common) -> dict[str, Tensor]:
         ),
         "clip_loss": dc.clip_loss(x, y, tau, **common),
         "siglip": dc.siglip(x, y, 1.0, -2.0, **common),
+        "siglip-soft": dc.siglip(x, y, 1.0, -2.0, positives=SHARE[rows], **common),
         "dcl": dc.dcl(x, y, tau, **common),
         "dclw": dc.dclw(x, y, tau, detach_weights=False, **common),
         "hcl": dc.hcl(x, y, tau, **common),
@@ -142,3 +144,22 @@ def test_several_processes_equal_one(world, tmp_path):
                 [parts[0][0], *embedding, *parts[0][2]], [value.detach(), *slopes], strict=True
             ):
                 torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, msg=where)
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch is built without distribution")
+@pytest.mark.parametrize("ring", [False, True])
+def test_a_group_of_one_process_changes_nothing(ring):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        views = [view.requires_grad_() for view in torch.randn(2, 12, 4, dtype=torch.float64)]
+        every = slice(0, 12)
+        alone = losses(*views, every)
+        grouped = losses(*views, every, group=dist.group.WORLD, ring=ring, tile=5)
+        for name, value in grouped.items():
+            torch.testing.assert_close(value, alone[name], msg=name)
+            slopes = torch.autograd.grad(value, views, materialize_grads=True)
+            expected = torch.autograd.grad(alone[name], views, materialize_grads=True)
+            for got, want in zip(slopes, expected, strict=True):
+                torch.testing.assert_close(got, want, msg=name)
+    finally:
+        dist.destroy_process_group()

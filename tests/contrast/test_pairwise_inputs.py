@@ -54,6 +54,7 @@ REFUSED = [
     (lambda: dc.soft_sup_con(Z, SOFT * 0), "soft_labels", "sums to 0", "positive sum"),
     (lambda: dc.soft_sup_con(Z, SOFT[:5]), "soft_labels", "has shape", "6 samples"),
     (lambda: dc.info_nce(Z, Z, negatives="bank"), "negatives", "bank", "in_batch"),
+    (lambda: dc.info_nce(Z, Z, negatives=()), "negatives", "is empty", "in_batch"),
     (lambda: dc.info_nce(Z, Z, negatives="queue"), "queue", "is None", "negatives='queue'"),
     (lambda: dc.info_nce(Z, Z, queue=Z), "queue", "is given", "negatives='queue'"),
     (
@@ -103,6 +104,10 @@ def test_a_refused_input_names_argument_finding_and_fix(call, argument, found, f
 
 WARNED = [
     (lambda: dc.sup_con(Z, torch.arange(6)), "no two rows of one class"),
+    (
+        lambda: dc.info_nce(Z, Z, negatives="queue", queue=dc.KeyQueue(8, 4)),
+        "no row with a positive",
+    ),
     (lambda: dc.nt_xent(Z, Z, 20.0), "outside 0.001 to 10"),
     (lambda: dc.clip_loss(200 * Z, Z, normalize=False), "longer than 100"),
     (

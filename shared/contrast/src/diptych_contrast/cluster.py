@@ -17,6 +17,8 @@ from diptych_contrast.common import (
     LossResult,
     Options,
     TemperatureLike,
+    check_choice,
+    decline,
     read_embeddings,
     read_labels,
     read_options,
@@ -29,7 +31,7 @@ from diptych_contrast.dist import gather_sizes, world
 from diptych_contrast.errors import ContrastInputError, warn
 from diptych_contrast.kernel import Engine, log_sums
 from diptych_contrast.kernel.normalize import unit_rows
-from diptych_contrast.multiview import Parity, check_choice, decline
+from diptych_contrast.multiview import Parity
 from diptych_contrast.pairwise.info_nce import info_nce
 from diptych_contrast.state import KeyQueue
 from diptych_contrast.state.version import keep_version

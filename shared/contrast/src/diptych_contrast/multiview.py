@@ -17,6 +17,8 @@ from diptych_contrast.common import (
     LossResult,
     Options,
     TemperatureLike,
+    check_choice,
+    decline,
     meet_columns,
     read_options,
     read_scale,
@@ -207,21 +209,6 @@ def average_views(
         means = unit_rows(means.flatten(0, 1)).view(stacked.shape)
     pairs = zip(stacked, means, strict=True)
     return torch.stack([loss(view, mean, **arguments) for view, mean in pairs]).mean(0)
-
-
-def check_choice(function: str, argument: str, value: object, *choices: object) -> None:
-    """Refuse a word that is none of the choices."""
-    if value not in choices:
-        words = ", ".join(repr(choice) for choice in choices)
-        raise ContrastInputError(function, argument, f"is {value!r}", f"pass one of {words}")
-
-
-def decline(options: Options, *words: str) -> None:
-    """Refuse common arguments that a loss cannot honour."""
-    for word in words:
-        if getattr(options, word):
-            fix = "leave it out, this loss cannot honour it"
-            raise ContrastInputError(options.function, word, "is given", fix)
 
 
 def _outer(function: str, arguments: dict[str, Any]) -> Options:

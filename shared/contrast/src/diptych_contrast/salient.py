@@ -10,13 +10,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych_contrast.common import Common, read_labels, read_options, read_views, readable
+from diptych_contrast.common import (
+    Common,
+    check_choice,
+    decline,
+    read_labels,
+    read_options,
+    read_views,
+    readable,
+)
 from diptych_contrast.diagnostics import uniformity
 from diptych_contrast.dist import gather_no_grad, gather_with_grad
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_pair, check_positive, check_rows
 from diptych_contrast.kernel import pair_lse
-from diptych_contrast.multiview import Parity, Views, check_choice, decline
+from diptych_contrast.multiview import Parity, Views
 
 
 @dataclass(frozen=True)

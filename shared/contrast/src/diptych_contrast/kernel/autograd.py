@@ -59,7 +59,7 @@ class PairSums(Function):
         row, column = (row_id, row_view, row_label), (col_id, col_view, col_label)
         tensors = (a, b, scale, row_bias, col_bias, *row, *column)
         result: tuple[Tensor, Tensor, Tensor]
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # pragma: no cover - traced, not run
             result = _opaque_sums(tensors, *_words(plan))
         else:
             result = full_precision(sum_exponentials, plan, *tensors)
@@ -84,7 +84,7 @@ class PairSums(Function):
         plan = ctx.plan._replace(columns=needed[_B] or needed[_COL_BIAS], scales=needed[_SCALE])
         # The compiler traces one backward, never two, and only plain calls inside it.
         given = (upstream[0], lse, extra, *tensors)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # pragma: no cover - traced, not run
             gradients = _opaque_gradients(given, *_words(plan))
         elif torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             gradients = call(PairGradients, plan, *given)
@@ -168,7 +168,9 @@ def full_precision(body: Callable[..., Any], plan: Plan, *tensors: Any) -> Any:
         return body(plan, *tensors)
 
 
-def _words(plan: Plan) -> tuple[str, str, int, list[bool]]:
+def _words(  # pragma: no cover - traced, not run
+    plan: Plan,
+) -> tuple[str, str, int, list[bool]]:
     """Give a plan as an operator takes it."""
     flags = [plan.unit, plan.fused, plan.keep, plan.peak, plan.columns, plan.scales]
     return plan.expressions, plan.mode, plan.tile, flags

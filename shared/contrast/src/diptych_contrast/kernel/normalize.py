@@ -61,9 +61,9 @@ class _UnitRows(Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, onto_inverse: Tensor | None) -> Tensor:
         unit, inverse = ctx.saved_tensors
-        slope = inverse * (inverse < 1.0 / _SMALLEST)
         if upstream is None:
             upstream = torch.zeros_like(unit)
+        slope = inverse * (inverse < 1.0 / _SMALLEST)
         along = torch.linalg.vecdot(unit, upstream)[:, None]
         if onto_inverse is not None:
             along = along + onto_inverse * inverse

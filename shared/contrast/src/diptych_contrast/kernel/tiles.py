@@ -223,7 +223,7 @@ def sum_exponentials(plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, Tenso
     """
     pairs = open_pairs(plan, *tensors)
     if _is_kept(plan, pairs):
-        return _sum_kept(pairs)
+        return _sum_kept(pairs, plan.peak)
     a, b, count = pairs.a, pairs.b, len(pairs.masks.trees)
     sums = len(a) + (len(b) if pairs.mode == "both" else 0)
     totals = a.new_zeros(count, sums)
@@ -246,17 +246,18 @@ def _is_kept(plan: Plan, pairs: Pairs) -> bool:
     single = pairs.tile >= max(n, m) and n * m * pairs.a.element_size() <= SINGLE_TILE_BYTES
     plain = pairs.bounded and pairs.folded and len(pairs.masks.trees) == 1
     unbiased = pairs.row_bias is None and pairs.col_bias is None
-    return plan.keep and not plan.peak and not plan.fused and single and plain and unbiased
+    return plan.keep and not plan.fused and single and plain and unbiased
 
 
-def _sum_kept(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+def _sum_kept(pairs: Pairs, peak: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Sum the only tile there is and keep it: small batches are bound by the number of calls."""
     nothing, factor = pairs.a.new_empty(0), pairs.scale.item() * LOG2_E
     tile = torch.addmm(pairs.scale[0], pairs.a, pairs.b.t(), beta=0.0, alpha=factor).exp2_()
     pairs.masks.hide(tile, 0, slice(0, len(pairs.a)), slice(0, len(pairs.b)), 0.0)
-    sums = tile.sum(1)
-    sums = torch.cat([sums, tile.sum(0)]) if pairs.mode == "both" else sums
-    return sums.log_()[None], nothing, tile
+    sides = (1, 0) if pairs.mode == "both" else (1,)
+    sums = torch.cat([tile.sum(side) for side in sides])[None].log_()
+    tops = torch.cat([tile.amax(side) for side in sides])[None].log_() if peak else nothing
+    return sums, tops, tile
 
 
 def _sum_bounded(pairs: Pairs, plan: Plan, totals: Tensor, tops: Tensor, products: Tensor) -> None:

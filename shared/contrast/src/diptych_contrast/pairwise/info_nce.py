@@ -162,7 +162,7 @@ def _queue(options: Options, q: Tensor, queue: KeyQueue | Tensor, scale: Tensor)
         columns = queue
     elif readable(queue.keys):
         columns = queue.stored()
-    else:
+    else:  # pragma: no cover - traced, or on another device
         # Reading how many slots are filled would stop the device or the compiler.
         columns, mask = queue.keys, "same_label"
         keys = PairMask(

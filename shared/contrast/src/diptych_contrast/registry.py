@@ -197,8 +197,7 @@ def _pairwise() -> tuple[LossSpec, ...]:
         ),
         _spec(
             pairwise.debiased,
-            "-log(e^p / (e^p + G)),  "
-            "G = max((sum_j e^(s_j/t) - m tau_plus e^p)/(1-tau_plus), m e^(-1/t))",
+            "hcl with beta = 0: all negatives count alike",
             "Chuang et al., 2020",
         ),
         _spec(

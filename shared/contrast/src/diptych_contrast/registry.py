@@ -195,11 +195,7 @@ def _pairwise() -> tuple[LossSpec, ...]:
             "m e^(-1/t)),  w_j = m e^(beta s_j/t) / sum_l e^(beta s_l/t)",
             "Robinson et al., 2021 (HCL)",
         ),
-        _spec(
-            pairwise.debiased,
-            "hcl with beta = 0: all negatives count alike",
-            "Chuang et al., 2020",
-        ),
+        _spec(pairwise.debiased, "hcl with beta = 0: all count alike", "Chuang et al., 2020"),
         _spec(
             pairwise.contrastive_margin,
             "mean_p d_ip^2 + mean_n relu(margin - d_in)^2",

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from diptych_contrast.common import (
     Common,
     LossResult,
+    Options,
     TemperatureLike,
     check_choice,
     read_embeddings,
@@ -130,8 +131,7 @@ def arbitrary_pairs(
         **common: See `Common`.
 
     Returns:
-        Shape (), or (n,) with ``reduction="none"`` (with ``pool="pairs"`` scaled so that the mean
-        over rows is the mean over pairs).
+        Shape (), or (n,) with ``reduction="none"``, whose mean it is.
 
     Example:
         >>> y = torch.arange(4)
@@ -144,12 +144,9 @@ def arbitrary_pairs(
     labels = read_labels(options, "labels", labels, rows, lowest=0)
     partners = read_labels(options, "partner_labels", partner_labels, rows, lowest=0)
     scale = read_scale(options, temperature, rows)
-    gates = gate(labels, partners).to(rows.dtype)
+    gates = _gates(gate(labels, partners), rows)
     check_choice("arbitrary_pairs", "pool", pool, "rows", "pairs")
     check_choice("arbitrary_pairs", "parity", parity, None, "official")
-    found = f"gives shape {tuple(gates.shape)} for {tuple(rows.shape)}"
-    fix = "make the gate for the same number of dimensions"
-    refuse("arbitrary_pairs", ("gate", gates.shape != rows.shape, found, fix))
     index = torch.arange(len(rows), device=rows.device)
 
     def block(
@@ -174,12 +171,25 @@ def arbitrary_pairs(
 
     keyed = (rows, gates, labels, partners, index)
     table = by_rows(block, keyed, (columns, scale), len(rows), options)
-    total, counts = table[:, 0], table[:, 1 if parity else 2].detach()
-    valid = None if parity else counts > 0
+    loss = _pooled(options, table[:, 0], table[:, 1 if parity else 2].detach(), pool, parity)
+    return loss + penalty * (gates * (1 - gates)).mean()
+
+
+def _gates(gates: Tensor, rows: Tensor) -> Tensor:
+    found = f"gives shape {tuple(gates.shape)} for {tuple(rows.shape)}"
+    fix = "make the gate for the same number of dimensions"
+    refuse("arbitrary_pairs", ("gate", gates.shape != rows.shape, found, fix))
+    return gates.to(rows.dtype)
+
+
+def _pooled(
+    options: Options, total: Tensor, counts: Tensor, pool: str, parity: str | None
+) -> Tensor:
+    """Mean over rows of the mean over their pairs, or over all pairs."""
     if pool == "rows":
         losses = total / counts.clamp_min(1)
     else:
         every = parity is not None or options.empty == "zero"
         mean = counts.mean() if every else counts.sum() / (counts > 0).sum().clamp_min(1)
-        losses = total / mean.clamp_min(torch.finfo(rows.dtype).tiny)
-    return reduce_rows(options, losses, valid) + penalty * (gates * (1 - gates)).mean()
+        losses = total / mean.clamp_min(torch.finfo(total.dtype).tiny)
+    return reduce_rows(options, losses, None if parity else counts > 0)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tests.contrast import loops_reweight as loops
+from tests.contrast.equal import assert_equals_loop
 
 import diptych_contrast as dc
 
@@ -105,20 +106,7 @@ def test_every_loss_equals_a_double_loop_at_every_tile(name, n, d):
     if n == 64 and name.startswith("amcl"):
         n = 24  # Its loop runs a network for every pair.
     for seed in range(5 if n < 17 else 1):
-        inputs, ours, loop = CASES[name](n, d, torch.Generator().manual_seed(seed))
-        leaves = [value.requires_grad_() for value in inputs]
-        expected = loop(*leaves)
-        slopes = torch.autograd.grad(expected, leaves)
-        for tile in (4, 8, 64, "auto"):
-            value = ours(*leaves, tile=tile)
-            torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
-            for own, slope in zip(torch.autograd.grad(value, leaves), slopes, strict=True):
-                torch.testing.assert_close(own, slope, rtol=1e-9, atol=1e-9)
-        single = [value.detach().float().requires_grad_() for value in inputs]
-        value = ours(*single, tile=8)
-        torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=2e-6)
-        for own, slope in zip(torch.autograd.grad(value, single), slopes, strict=True):
-            torch.testing.assert_close(own.double(), slope, rtol=2e-5, atol=2e-5)
+        assert_equals_loop(*CASES[name](n, d, torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize("name", ["cacr-attached", "amcl-bilinear", "pairs-cosine-pooled"])

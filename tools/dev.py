@@ -32,7 +32,8 @@ SHARED = ["shared/contrast", "shared/runtime"]
 TOOLS = [
     "build", "codespell", "deptry", "edfio", "eeglabio", "furo", "hatchling", "hypothesis",
     "import-linter", "mypy", "myst-parser", "onnx", "onnxruntime", "onnxscript", "psutil", "pybv",
-    "pytest", "pytest-cov", "pytest-timeout", "pytest-xdist", "ruff", "sphinx", "tensorboard",
+    "pytest", "pytest-cov", "pytest-timeout", "pytest-xdist", "ruff", "sphinx", "sphinx-gallery",
+    "tensorboard",
 ]  # fmt: skip
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 import diptych_contrast as dc
 
-SIZES = {2: (7, 5), 3: (5, 2, 4)}
+SIZES = {2: (7, 5), 3: (5, 3, 4)}
 MODES = ((False, "mean"), (True, "mean"), (False, "sum"))
 LABELS = torch.tensor([0, 1, 0, -1, 2, 1, 0, 2, -1, 1, 0, 2])
 QUEUE = torch.randn(7, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+SHARE = torch.rand(12, 12, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
 
 
 def losses(x: Tensor, y: Tensor, rows: slice, **common) -> dict[str, Tensor]:
@@ -37,8 +38,40 @@ def losses(x: Tensor, y: Tensor, rows: slice, **common) -> dict[str, Tensor]:
         ),
         "clip_loss": dc.clip_loss(x, y, tau, **common),
         "siglip": dc.siglip(x, y, 1.0, -2.0, **common),
+        "siglip-soft": dc.siglip(x, y, 1.0, -2.0, positives=SHARE[rows], **common),
+        "dcl": dc.dcl(x, y, tau, **common),
+        "dclw": dc.dclw(x, y, tau, detach_weights=False, **common),
+        "hcl": dc.hcl(x, y, tau, **common),
+        "debiased": dc.debiased(x, y, tau, **common),
+        "n_pairs": dc.n_pairs(x, y, tau, labels=labels + 1, **common),
         "nt_xent_multi": dc.nt_xent_multi((x, y), tau, **common),
+        "mv_info_nce": dc.mv_info_nce((x, y, x + 2 * y), tau, **common),
+        "mv_dhel": dc.mv_dhel((x, y, x + 2 * y), tau, **common),
+        "poly_view": dc.poly_view((x, y, x + 2 * y), tau, **common),
+        "average_views": dc.average_views(dc.nt_xent, (x, y), temperature=tau, **common),
     }
+
+
+def gathered(x: Tensor, y: Tensor, rows: slice, **common) -> dict[str, Tensor]:
+    """Losses that have no ring."""
+    prototypes = dc.Prototypes(4, 5).double()
+    prototypes.weight = torch.nn.Parameter(QUEUE[:5])
+    queue = dc.PrototypeQueue(2, 11 * 12, 4, start_epoch=0).double()
+    group, kept = common.get("group"), torch.sin(torch.arange(48.0).double()).view(12, 4)[rows]
+    while (older := queue.scores(prototypes, 0, group)) is None:
+        queue.enqueue((kept, (kept + queue.queues[0].index).cos()), group)
+    scores = [prototypes(x), prototypes(y)]
+    own, phi = torch.arange(12)[rows] % 5, torch.linspace(0.3, 0.7, 5)
+    losses = {
+        "swav": dc.swav_loss(scores, **common),
+        "swav-queue": dc.swav_loss(scores, queue_scores=older, **common),
+        "swav-official": dc.swav_loss(scores, parity="official", **common),
+        "proto_nce": dc.proto_nce(x, y, [QUEUE[:5]], [own], [phi], **common),
+    }
+    if common.get("reduction", "mean") == "mean":
+        pair = {"common": (x, y), "salient": (x[:, :2], y[:, :2]), "target": own % 2}
+        losses["sep_clr"] = dc.sep_clr(**pair, group=group)[0]
+    return losses
 
 
 def network() -> torch.nn.Linear:
@@ -65,7 +98,10 @@ def work(rank: int, world: int, port: int, folder: str) -> None:
         common = {"group": dist.group.WORLD, "ring": ring, "reduction": reduction, "tile": 3}
         encoder = network()
         zx, zy = encoder(x), encoder(y)
-        for name, value in losses(zx, zy, rows, **common).items():
+        values = losses(zx, zy, rows, **common)
+        if not ring:
+            values |= gathered(zx, zy, rows, **common)
+        for name, value in values.items():
             slopes = torch.autograd.grad(
                 value, [zx, zy, *encoder.parameters()], retain_graph=True, materialize_grads=True
             )
@@ -94,7 +130,10 @@ def test_several_processes_equal_one(world, tmp_path):
     encoder = network()
     zx, zy = (encoder(view) for view in batch(total))
     for ring, reduction in MODES:
-        for name, value in losses(zx, zy, slice(0, total), reduction=reduction).items():
+        values = losses(zx, zy, slice(0, total), reduction=reduction)
+        if not ring:
+            values |= gathered(zx, zy, slice(0, total), reduction=reduction)
+        for name, value in values.items():
             slopes = torch.autograd.grad(
                 value, [zx, zy, *encoder.parameters()], retain_graph=True, materialize_grads=True
             )
@@ -105,3 +144,22 @@ def test_several_processes_equal_one(world, tmp_path):
                 [parts[0][0], *embedding, *parts[0][2]], [value.detach(), *slopes], strict=True
             ):
                 torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, msg=where)
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch is built without distribution")
+@pytest.mark.parametrize("ring", [False, True])
+def test_a_group_of_one_process_changes_nothing(ring):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        views = [view.requires_grad_() for view in torch.randn(2, 12, 4, dtype=torch.float64)]
+        every = slice(0, 12)
+        alone = losses(*views, every)
+        grouped = losses(*views, every, group=dist.group.WORLD, ring=ring, tile=5)
+        for name, value in grouped.items():
+            torch.testing.assert_close(value, alone[name], msg=name)
+            slopes = torch.autograd.grad(value, views, materialize_grads=True)
+            expected = torch.autograd.grad(alone[name], views, materialize_grads=True)
+            for got, want in zip(slopes, expected, strict=True):
+                torch.testing.assert_close(got, want, msg=name)
+    finally:
+        dist.destroy_process_group()

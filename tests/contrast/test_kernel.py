@@ -366,6 +366,12 @@ def test_vmap_and_nested_grad_equal_loops():
     torch.testing.assert_close(
         vmap(grad(bend(pairwise)))(x), torch.stack([grad(bend(pairwise))(z) for z in x])
     )
+    soft = torch.rand(6, 2, generator=g, dtype=torch.float64)
+    by_weight = lambda z, w: dc.soft_sup_con(z, w, 0.3, tile=5)  # noqa: E731
+    torch.testing.assert_close(
+        vmap(grad(by_weight), (0, None))(x, soft),
+        torch.stack([grad(by_weight)(z, soft) for z in x]),
+    )
     by_label = lambda z, y: dc.sup_con(z, y, 0.3, tile=5)  # noqa: E731
     torch.testing.assert_close(
         vmap(grad(by_label))(x, labels),
@@ -373,8 +379,16 @@ def test_vmap_and_nested_grad_equal_loops():
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["nt_xent", "ids", "sup_con", "info_nce", "clip_loss"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "info_nce",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("nt_xent", "ids", "sup_con", "clip_loss")
+        ),
+    ],
+)
 def test_encoder_and_loss_compile_without_a_graph_break(name):
     torch.manual_seed(0)
     encoder = torch.nn.Linear(4, 6)

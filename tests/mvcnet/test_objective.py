@@ -1,4 +1,5 @@
 from itertools import combinations
+from typing import get_args
 
 import pytest
 import torch
@@ -6,7 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych_mvcnet.config import MVCNetConfig
+import diptych_contrast as dc
+from diptych_mvcnet.config import TAKES_IDS, MVCNetConfig, ObjectiveSection
 from diptych_mvcnet.model import MVCNet, MVCNetOutput, forward_views
 from diptych_mvcnet.objective import cross_model_loss, cross_view_loss, mvcnet_loss
 from diptych_mvcnet.views import build_views
@@ -251,3 +253,43 @@ def test_the_official_step_equals_four_separate_passes_and_broadcast_cosines():
         assert mine.grad.allclose(theirs.grad, rtol=1e-3, atol=1e-5)
     for name, value in plain.named_buffers():
         assert dict(ours.named_buffers())[name].allclose(value, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", get_args(ObjectiveSection.model_fields["contrast"].annotation))
+def test_the_contrasts_take_any_loss_of_two_views(name):
+    z_cnn, z_tr = features(3, 5)
+    views = [(z_cnn[0], z_cnn[view]) for view in (1, 2)] + [
+        (z_tr[0], z_tr[view]) for view in (1, 2)
+    ]
+    function, spec = getattr(dc, name), dc.losses()[name]
+    several, options = "views>=2" in spec.needs, {} if name == "cacr" else {"temperature": TAU}
+    expected = [
+        function(pair, **options) if several else function(*pair, **options) for pair in views
+    ]
+    found = cross_view_loss(z_cnn, z_tr, [True, True], contrast=name)
+    torch.testing.assert_close(found, torch.stack(expected).mean())
+    excluded = "exclude_same_trial" if name in TAKES_IDS else "all"
+    loss = cross_model_loss(
+        [z.requires_grad_() for z in z_cnn], z_tr, contrast=name, negatives=excluded
+    )
+    loss.backward()
+    assert all(torch.isfinite(z.grad).all() for z in z_cnn)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"contrast": "hcl"}, "cmc_negatives=all"),
+        ({"contrast": "dcl", "negatives": "supcon"}, "negatives=all"),
+        ({"contrast": "clip_loss"}, "nt_xent"),
+    ],
+)
+def test_a_contrast_that_cannot_do_what_is_asked_is_refused(values, word):
+    with pytest.raises(ValueError, match=word):
+        MVCNetConfig.model_validate({"objective": values})
+    assert (
+        MVCNetConfig.model_validate(
+            {"objective": {"contrast": "hcl", "cmc_negatives": "all"}}
+        ).objective.contrast
+        == "hcl"
+    )

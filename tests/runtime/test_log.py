@@ -33,8 +33,16 @@ def test_messages_reach_the_terminal_and_the_runs_log_but_names_the_terminal_alo
             "out: permission denied: make its folder writable, or choose another --out",
         ),
         (
-            PermissionError(13, "Permission denied", "/data/a.edf"),
-            "a.edf: permission denied: make it readable, or give another path",
+            PermissionError(13, "Permission denied", "data/a.edf"),
+            "data/a.edf: permission denied: make it readable, or give another path",
+        ),
+        (
+            PermissionError(13, "Permission denied", "run/.report.html.0a1b2c3d"),
+            "run/report.html: permission denied: make its folder writable, or choose another",
+        ),
+        (
+            PermissionError(13, "Permission denied", ".out.0a1b2c3d/parts/x"),
+            "out: permission denied: make its folder writable, or choose another --out",
         ),
         (OSError(30, "Read-only file system", "out"), "out: on a read-only disk: choose another"),
         (OSError(28, "No space left on device"), "out or the temporary folder "),

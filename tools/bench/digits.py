@@ -48,11 +48,11 @@ class Swav(nn.Module):
 
 # Row of the table -> (number of views, what makes its loss)
 LOSSES: dict[str, tuple[int, Callable[[], Loss]]] = {
-    "nt_xent": (2, lambda: lambda v, y: dc.nt_xent(*v, TEMPERATURE)),
-    "dcl": (2, lambda: lambda v, y: dc.dcl(*v, TEMPERATURE)),
-    "dclw": (2, lambda: lambda v, y: dc.dclw(*v, TEMPERATURE)),
-    "hcl": (2, lambda: lambda v, y: dc.hcl(*v, TEMPERATURE)),
-    "debiased": (2, lambda: lambda v, y: dc.debiased(*v, TEMPERATURE)),
+    "nt_xent": (2, lambda: lambda v, y: dc.nt_xent(v[0], v[1], TEMPERATURE)),
+    "dcl": (2, lambda: lambda v, y: dc.dcl(v[0], v[1], TEMPERATURE)),
+    "dclw": (2, lambda: lambda v, y: dc.dclw(v[0], v[1], TEMPERATURE)),
+    "hcl": (2, lambda: lambda v, y: dc.hcl(v[0], v[1], TEMPERATURE)),
+    "debiased": (2, lambda: lambda v, y: dc.debiased(v[0], v[1], TEMPERATURE)),
     "align_uniform": (2, lambda: align_uniform),
     "mv_info_nce": (2, lambda: lambda v, y: dc.mv_info_nce(v, TEMPERATURE)),
     "mv_dhel": (2, lambda: lambda v, y: dc.mv_dhel(v, TEMPERATURE)),
@@ -126,11 +126,12 @@ def train(name: str, seed: int, x: Tensor, y: Tensor) -> tuple[nn.Module, nn.Mod
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(x), generator=generator).split(BATCH)[:steps]:
+        order = torch.randperm(len(x), generator=generator)
+        for rows in torch.split(order, BATCH)[:steps]:
             views = torch.cat([view(x[rows], generator) for _ in range(count)])
             value = loss(head(encoder(views)).view(count, BATCH, -1), y[rows])
             optimizer.zero_grad()
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return encoder.eval(), head.eval()

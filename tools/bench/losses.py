@@ -1,10 +1,11 @@
 """Time and memory of the losses against their floor, dense forms and other libraries.
 
     python tools/bench/losses.py [--sizes 64,256,4096] [--against dense,lightly] [--threads 1]
-                                 [--rounds 5] [--json FILE]
+                                 [--cases nt_xent,dcl] [--rounds 5] [--memory] [--json FILE]
 
 Every form is run in turn, round after round, and its fastest round counts; all forms have to give
-the same loss first. Only ratios within one run mean anything.
+the same loss first. Only ratios within one run mean anything. Forms that store all scores are left
+out where one matrix of them takes more than a gigabyte.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -100,6 +102,26 @@ def dense_clip(x: Tensor, y: Tensor) -> Tensor:
     return (F.cross_entropy(scores, target) + F.cross_entropy(scores.t(), target)) / 2
 
 
+def dense_dcl(x: Tensor, y: Tensor) -> Tensor:
+    z = F.normalize(torch.cat([x, y]), dim=1)
+    n = len(x)
+    scores = z @ z.t() / TEMPERATURE
+    hidden = torch.eye(n, dtype=torch.bool).repeat(2, 2)
+    positive = scores.diagonal(n).repeat(2)
+    return (scores.masked_fill(hidden, -math.inf).logsumexp(1) - positive).mean()
+
+
+def dense_mv_dhel(views: Tensor) -> Tensor:
+    u = F.normalize(views, dim=2)
+    hidden = torch.eye(u.shape[1], dtype=torch.bool)
+    apart = sum(((v @ v.t()) / TEMPERATURE).masked_fill(hidden, -math.inf).logsumexp(1) for v in u)
+    own = torch.einsum("lnd,mnd->nlm", u, u) / TEMPERATURE
+    itself = torch.eye(len(u), dtype=torch.bool)
+    together = own.masked_fill(itself, -math.inf).flatten(1).logsumexp(1)
+    loss: Tensor = (apart - together).mean()
+    return loss
+
+
 # Other libraries: skipped by name where they do not import.
 
 
@@ -112,25 +134,27 @@ class _Stub(types.ModuleType):
         return type(name, (), {})
 
 
-def lightly_loss() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """NT-Xent of lightly, which asks for torchvision; a stub stands in where it is missing."""
-    for _ in range(30):
+def lightly_loss(module: str, name: str, against: set[str]) -> Callable[..., Tensor] | None:
+    """A loss of lightly, which asks for torchvision; a stub stands in where it is missing."""
+    for _ in range(30 if "lightly" in against else 0):
         try:
-            loss = importlib.import_module("lightly.loss.ntx_ent_loss").NTXentLoss(TEMPERATURE)
+            loss = getattr(importlib.import_module(f"lightly.loss.{module}"), name)(TEMPERATURE)
         except ModuleNotFoundError as error:
-            name = error.name or ""
-            if name.split(".")[0] != "torchvision":
+            missing = error.name or ""
+            if missing.split(".")[0] != "torchvision":
                 print(f"lightly: skipped ({error})")
                 return None
-            sys.modules[name] = _Stub(name)
-            sys.modules[name].__path__ = []
+            sys.modules[missing] = _Stub(missing)
+            sys.modules[missing].__path__ = []
         else:
             return loss  # type: ignore[no-any-return]
     return None
 
 
-def metric_learning_loss() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+def metric_learning_loss(against: set[str]) -> Callable[..., Tensor] | None:
     """SupCon of pytorch-metric-learning over both views."""
+    if "pml" not in against:
+        return None
     try:
         losses = importlib.import_module("pytorch_metric_learning.losses")
     except ImportError as error:
@@ -146,57 +170,76 @@ def embeddings(n: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, y, torch.randint(0, 100, (n,))
 
 
-def cases(n: int, d: int, against: set[str]) -> dict[str, tuple[list[Tensor], dict[str, Form]]]:
-    """All forms of all cases of one size; the first form of a case is ours."""
+def cases(
+    n: int, d: int, against: set[str], wanted: set[str]
+) -> dict[str, tuple[list[Tensor], dict[str, Form]]]:
+    """All forms of the wanted cases of one size; the first form of a case is ours."""
     x, y, labels = embeddings(n, d)
     both = torch.cat([x, y]).detach()
+    more = F.normalize(torch.randn(4, n, d), dim=2).requires_grad_()
     compiled = torch.compile(dense_nt_xent, dynamic=False)
-    forms: dict[str, Form] = {
-        "ours": lambda: dc.nt_xent(x, y, TEMPERATURE),
-        "ours with info": lambda: dc.nt_xent(x, y, TEMPERATURE, return_info=True)[0],
-        "floor": lambda: products(both, both, symmetric=True, backward=2),
-        "dense": lambda: dense_nt_xent(x, y),
-        "compiled": lambda: compiled(x, y),
+    forms: dict[str, dict[str, Form]] = {
+        "nt_xent": {
+            "ours": lambda: dc.nt_xent(x, y, TEMPERATURE),
+            "ours with info": lambda: dc.nt_xent(x, y, TEMPERATURE, return_info=True)[0],
+            "floor": lambda: products(both, both, symmetric=True, backward=2),
+            "dense": lambda: dense_nt_xent(x, y),
+            "compiled": lambda: compiled(x, y),
+        },
+        "sup_con": {
+            "ours": lambda: dc.sup_con((x, y), labels, TEMPERATURE),
+            "floor": lambda: products(both, both, symmetric=True, backward=2),
+            "dense": lambda: dense_sup_con(x, y, labels),
+        },
+        "dcl": {
+            "ours": lambda: dc.dcl(x, y, TEMPERATURE),
+            "floor": lambda: products(both, both, symmetric=True, backward=2),
+            "dense": lambda: dense_dcl(x, y),
+        },
+        "clip_loss": {
+            "ours": lambda: dc.clip_loss(x, y, TEMPERATURE),
+            "floor": lambda: products(x.detach(), y.detach(), symmetric=False, backward=2),
+            "dense": lambda: dense_clip(x, y),
+        },
+        "mv_dhel": {
+            "ours": lambda: dc.mv_dhel(more, TEMPERATURE),
+            "floor": lambda: sum(
+                (products(v, v, symmetric=True, backward=2) for v in more.detach()),
+                start=torch.zeros(()),
+            ),
+            "dense": lambda: dense_mv_dhel(more),
+        },
     }
-    sup_con: dict[str, Form] = {
-        "ours": lambda: dc.sup_con((x, y), labels, TEMPERATURE),
-        "dense": lambda: dense_sup_con(x, y, labels),
-    }
-    lightly = lightly_loss() if "lightly" in against else None
-    if lightly is not None:
-        forms["lightly"] = lambda: lightly(x, y)
-    metric = metric_learning_loss() if "pml" in against else None
+    for case, loss in (
+        ("nt_xent", lightly_loss("ntx_ent_loss", "NTXentLoss", against)),
+        ("dcl", lightly_loss("dcl_loss", "DCLLoss", against)),
+    ):
+        if loss is not None:
+            forms[case]["lightly"] = partial(loss, x, y)
+    metric = metric_learning_loss(against)
     if metric is not None:
-        sup_con["pml"] = lambda: metric(x, y, labels)
-    table = {
-        f"nt_xent {n} x {d}": ([x, y], forms),
-        f"sup_con {n} x {d}": ([x, y], sup_con),
-        f"clip_loss {n} x {d}": (
-            [x, y],
-            {
-                "ours": lambda: dc.clip_loss(x, y, TEMPERATURE),
-                "dense": lambda: dense_clip(x, y),
-            },
-        ),
-    }
+        forms["sup_con"]["pml"] = partial(metric, x, y, labels)
     if n == 256:
-        table.update(queue_case(x, y, d))
-    for _, variants in table.values():
-        for name in set(variants) - against - {"ours", "floor"}:
-            if not name.startswith("ours"):
-                del variants[name]
-    return table
+        forms["info_nce"] = queue_case(x, y, d)
+    leaves = {"mv_dhel": [more], "info_nce": [x]}
+    kept = against | {"ours", "ours with info", "floor"}
+    if (2 * n) ** 2 * 4 > 2**30:
+        kept = {"ours", "floor"}
+    return {
+        case: (leaves.get(case, [x, y]), {k: form for k, form in variants.items() if k in kept})
+        for case, variants in forms.items()
+        if case in wanted
+    }
 
 
-def queue_case(q: Tensor, k: Tensor, d: int) -> dict[str, tuple[list[Tensor], dict[str, Form]]]:
+def queue_case(q: Tensor, k: Tensor, d: int) -> dict[str, Form]:
     """A momentum queue of 65,536 keys."""
     queue, key = F.normalize(torch.randn(65536, d), dim=1), k.detach()
-    forms: dict[str, Form] = {
+    return {
         "ours": lambda: dc.info_nce(q, key, TEMPERATURE, negatives="queue", queue=queue),
         "floor": lambda: products(q.detach(), queue, symmetric=False, backward=1),
         "dense": lambda: dense_queue(q, key, queue),
     }
-    return {f"info_nce 256 x 65536 x {d}": ([q], forms)}
 
 
 def measure(leaves: list[Tensor], forms: Mapping[str, Form], rounds: int) -> dict[str, list[float]]:
@@ -250,7 +293,7 @@ sys.path.insert(0, {folder!r})
 import losses, torch
 torch.set_num_threads(1)
 def step(n):
-    leaves, forms = losses.cases(n, {d}, {against!r})[{case!r}.format(n)]
+    leaves, forms = losses.cases(n, {d}, {against!r}, {{{case!r}}})[{case!r}]
     value = forms[{form!r}]()
     if value.requires_grad:
         value.backward()
@@ -281,6 +324,7 @@ def main() -> None:
     )
     parser.add_argument("--sizes", default="64,256,4096")
     parser.add_argument("--dims", default="128")
+    parser.add_argument("--cases", default="nt_xent,sup_con,dcl,clip_loss,mv_dhel,info_nce")
     parser.add_argument("--against", default="floor,dense,compiled,lightly,pml")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
@@ -288,18 +332,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    against = set(given.against.split(","))
+    against, wanted = set(given.against.split(",")), set(given.cases.split(","))
     rows: list[Row] = []
     for d in map(int, given.dims.split(",")):
         for n in map(int, given.sizes.split(",")):
-            rounds = given.rounds * max(1, 1024 // n)
-            for case, (leaves, forms) in cases(n, d, against).items():
+            rounds = max(1, given.rounds * 1024 // n) if n != 4096 else given.rounds
+            for case, (leaves, forms) in cases(n, d, against, wanted).items():
                 for name, times in measure(leaves, forms, rounds).items():
                     memory = None
-                    if given.memory and case.startswith("nt_xent") and name != "floor":
-                        memory = peak(f"nt_xent {{}} x {d}", name, n, d, against)
-                    rows.append(Row(case, name, times[0], times[1], memory))
-        rows += second_order(1024, d, given.rounds)
+                    if given.memory and name not in {"floor", "ours with info"}:
+                        memory = peak(case, name, n, d, against)
+                    rows.append(Row(f"{case} {n} x {d}", name, times[0], times[1], memory))
+        if "nt_xent" in wanted:
+            rows += second_order(1024, d, given.rounds)
     report(rows, given.threads)
     if given.json:
         given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))

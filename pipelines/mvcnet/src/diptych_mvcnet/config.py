@@ -347,9 +347,15 @@ class ModelSection(Section):
         return self
 
 
+TAKES_IDS = ("nt_xent", "dcl", "dclw")  # losses that can leave rows of one trial out
+
+
 class ObjectiveSection(Section):
     """What is minimised: CE + lambda_cvc * CVC + lambda_cmc * CMC."""
 
+    contrast: Literal[
+        "nt_xent", "dcl", "dclw", "hcl", "debiased", "mv_info_nce", "mv_dhel", "cacr"
+    ] = Field("nt_xent", description="Loss of both contrasts, from diptych_contrast.")
     lambda_cvc: NonNegativeFloat = Field(0.1, description="Weight of the cross-view contrast.")
     lambda_cmc: NonNegativeFloat = Field(0.1, description="Weight of the cross-model contrast.")
     temperature: PositiveFloat = Field(0.2, description="Temperature of both contrasts.")
@@ -372,6 +378,20 @@ class ObjectiveSection(Section):
             raise ValueError(
                 f"negatives: {self.negatives} looks at labels and cvc_pairs: all ignores them: "
                 "set cvc_pairs=label_consistent"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _contrast_can_leave_out(self) -> ObjectiveSection:
+        if self.contrast != "nt_xent" and self.negatives != "all":
+            raise ValueError(
+                f"contrast: {self.contrast} knows no classes: set negatives=all or contrast=nt_xent"
+            )
+        apart = self.lambda_cmc > 0 and self.cmc_negatives == "exclude_same_trial"
+        if apart and self.contrast not in TAKES_IDS:
+            raise ValueError(
+                f"contrast: {self.contrast} cannot leave other views of a trial out of the "
+                f"negatives: set cmc_negatives=all, or contrast to one of {', '.join(TAKES_IDS)}"
             )
         return self
 

@@ -1,6 +1,7 @@
 """What MVCNet minimises: CE + lambda_cvc * CVC + lambda_cmc * CMC.
 
-With NTX the loss ``diptych_contrast.nt_xent``, over a batch of B trials in V views (raw first):
+With NTX the loss ``objective.contrast`` (by default ``nt_xent``), over a batch of B trials in V
+views, raw first:
 
     CE   sum over the views of the cross-entropy of the logits
     CVC  mean over the kept views of NTX(raw features, features of the view)
@@ -13,7 +14,7 @@ whose label changed are positives; the words "all" bring that back (section ``ob
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as torch_dist
@@ -21,13 +22,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych_contrast import nt_xent, sup_con
+import diptych_contrast
 from diptych_mvcnet.config import MVCNetConfig
 from diptych_mvcnet.model import MVCNetOutput
 
 Features = Sequence[Float[Tensor, "B D"]]
 Labels = Sequence[Int[Tensor, " B"]]
 ClassNegatives = Literal["all", "other_class", "supcon"]
+OF_VIEWS = ("mv_info_nce", "mv_dhel", "cacr")  # losses that take a tuple of views
 
 
 def cross_view_loss(
@@ -35,6 +37,7 @@ def cross_view_loss(
     z_tr: Features,
     keep: Sequence[bool],
     *,
+    contrast: str = "nt_xent",
     temperature: float = 0.2,
     negatives: Literal["same_branch", "all"] = "same_branch",
     class_negatives: ClassNegatives = "all",
@@ -47,6 +50,7 @@ def cross_view_loss(
         z_cnn: Features of the convolutional branch, one tensor a view, raw first.
         z_tr: Features of the Transformer branch, likewise.
         keep: For each view but the raw one, whether it is paired.
+        contrast: Name of a two-view loss of ``diptych_contrast``.
         temperature: Above 0.
         negatives: "same_branch": a pool of 2B rows a branch, averaged; "all": both branches in
             one pool of 4B rows.
@@ -68,7 +72,9 @@ def cross_view_loss(
             pools = [(z_cnn[0], z_cnn[view]), (z_tr[0], z_tr[view])]
         for first, second in pools:
             same = None if labels is None else labels.repeat(len(first) // len(labels))
-            terms.append(_contrast(first, second, temperature, class_negatives, same, group=group))
+            terms.append(
+                _contrast(first, second, contrast, temperature, class_negatives, same, group=group)
+            )
     return torch.stack(terms).mean() if terms else _zero(z_cnn[0], z_tr[0])
 
 
@@ -76,6 +82,7 @@ def cross_model_loss(
     z_cnn: Features,
     z_tr: Features,
     *,
+    contrast: str = "nt_xent",
     temperature: float = 0.2,
     negatives: Literal["exclude_same_trial", "all"] = "exclude_same_trial",
     class_negatives: ClassNegatives = "all",
@@ -88,6 +95,7 @@ def cross_model_loss(
     Args:
         z_cnn: Features of the convolutional branch, one tensor a view.
         z_tr: Features of the Transformer branch, likewise.
+        contrast: As in :func:`cross_view_loss`.
         temperature: Above 0.
         negatives: "exclude_same_trial": other views of a trial are no negatives; "all": they are.
         class_negatives: As in :func:`cross_view_loss`.
@@ -104,7 +112,16 @@ def cross_model_loss(
     if excluded is not None and len(trials) == 1 and group is None:
         return _zero(first, second)
     same = None if labels is None else torch.cat(list(labels))
-    return _contrast(first, second, temperature, class_negatives, same, ids=excluded, group=group)
+    return _contrast(
+        first,
+        second,
+        contrast,
+        temperature,
+        class_negatives,
+        same,
+        ids=excluded,
+        group=group,
+    )
 
 
 def mvcnet_loss(
@@ -146,6 +163,7 @@ def mvcnet_loss(
             z_cnn,
             z_tr,
             keep,
+            contrast=settings.contrast,
             temperature=settings.temperature,
             negatives=settings.cvc_negatives,
             class_negatives=settings.negatives,
@@ -156,6 +174,7 @@ def mvcnet_loss(
         cmc = cross_model_loss(
             z_cnn,
             z_tr,
+            contrast=settings.contrast,
             temperature=settings.temperature,
             negatives=settings.cmc_negatives,
             class_negatives=settings.negatives,
@@ -168,8 +187,9 @@ def mvcnet_loss(
 
 
 def _contrast(
-    first: Float[Tensor, "n D"],
-    second: Float[Tensor, "n D"],
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "n d"],
+    contrast: str,
     temperature: float,
     class_negatives: ClassNegatives,
     labels: Int[Tensor, " n"] | None,
@@ -177,25 +197,27 @@ def _contrast(
     ids: Int[Tensor, " n"] | None = None,
     group: torch_dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """NT-Xent or SupCon over the pool of both; a row without negatives counts as 0."""
+    """The chosen loss, or SupCon, over the pool of both; a row without negatives counts as 0."""
     if class_negatives != "all" and labels is None:
         raise ValueError(f"class_negatives='{class_negatives}' needs labels: pass them")
     if len(first) == 1 and group is None:
         return _zero(first, second)
+    options: dict[str, Any] = {"group": group, "empty": "zero"}
+    loss: Tensor
     if class_negatives == "supcon":
         assert labels is not None
         pool = torch.cat([first, second])
-        supervised: Tensor = sup_con(pool, labels.repeat(2), temperature, group=group, empty="zero")
-        return supervised
-    loss: Tensor = nt_xent(
-        first,
-        second,
-        temperature,
-        ids=ids,
-        labels=labels if class_negatives == "other_class" else None,
-        group=group,
-        empty="zero",
-    )
+        loss = diptych_contrast.sup_con(pool, labels.repeat(2), temperature, **options)
+        return loss
+    if contrast != "cacr":  # which weighs by distance, without a temperature
+        options["temperature"] = temperature
+    if ids is not None:
+        options["ids"] = ids
+    if class_negatives == "other_class":
+        options["labels"] = labels
+    function = getattr(diptych_contrast, contrast)
+    views = ((first, second),) if contrast in OF_VIEWS else (first, second)
+    loss = function(*views, **options)
     return loss
 
 

@@ -1,4 +1,4 @@
-"""What all losses share: their common arguments, the checks, the columns, the reduction."""
+"""What all losses share: their common arguments, the reading of input, columns, the reduction."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from diptych_contrast.dist import gather_no_grad, gather_sizes, gather_with_grad, world
 from diptych_contrast.errors import ContrastInputError, warn
-from diptych_contrast.inputs import check_finite
-from diptych_contrast.kernel import Backend, Engine, PairMask, check_engine
+from diptych_contrast.inputs import check_finite, check_positive, check_rows
+from diptych_contrast.kernel import Backend, Engine, PairMask, check_engine, unit_rows
 from diptych_contrast.kernel.call import call
-from diptych_contrast.kernel.normalize import unit_rows
 
 LossResult = Any  # a tensor; with ``return_info=True`` a tensor and a `PairInfo`
 TemperatureLike = float | Tensor | Callable[[], Tensor]
+Views = Float[Tensor, "n d"] | Float[Tensor, "v n d"] | tuple[Tensor, ...]
 
 
 class Common(TypedDict, total=False):
@@ -78,9 +78,6 @@ def local_engine(options: Options) -> Engine:
     return Engine(options.backend, options.tile, unit=options.normalize)
 
 
-_CHOICES = {"reduction": ("mean", "sum", "none"), "empty": ("skip", "zero", "error")}
-
-
 def read_options(function: str, given: Common) -> Options:
     """Check the common arguments of a call.
 
@@ -95,22 +92,35 @@ def read_options(function: str, given: Common) -> Options:
         ContrastInputError: A value that does not exist, or ``ring`` without ``group``.
         TypeError: A name that does not exist, as for any function.
     """
+    if not given:
+        return Options(function)
     unknown = set(given) - set(Common.__annotations__)
     if unknown:
         raise TypeError(f"{function}() got an unexpected keyword argument {min(unknown)!r}")
     options = Options(function, **given)
-    for argument, choices in _CHOICES.items():
-        value = getattr(options, argument)
-        if value not in choices:
-            raise ContrastInputError(
-                function, argument, f"is {value!r}", f"pass one of {', '.join(choices)}"
-            )
+    check_choice(function, "reduction", options.reduction, "mean", "sum", "none")
+    check_choice(function, "empty", options.empty, "skip", "zero", "error")
     if options.ring and options.group is None:
         raise ContrastInputError(
             function, "ring", "is True without 'group'", "pass a process group"
         )
     check_engine(function, options.engine)
     return options
+
+
+def check_choice(function: str, argument: str, value: object, *choices: object) -> None:
+    """Refuse a word that is none of the choices."""
+    if value not in choices:
+        words = ", ".join(repr(choice) for choice in choices)
+        raise ContrastInputError(function, argument, f"is {value!r}", f"pass one of {words}")
+
+
+def decline(options: Options, *words: str) -> None:
+    """Refuse common arguments that a loss cannot honour."""
+    for word in words:
+        if getattr(options, word):
+            fix = "leave it out, this loss cannot honour it"
+            raise ContrastInputError(options.function, word, "is given", fix)
 
 
 def readable(x: Tensor) -> bool:
@@ -135,7 +145,7 @@ def read_embeddings(options: Options, **embeddings: Tensor) -> Tensor:
     """
     (first, reference), *_ = embeddings.items()
     for name, value in embeddings.items():
-        _check_matrix(options.function, name, value)
+        check_rows(options.function, name, value)
         if value.shape != reference.shape:
             raise ContrastInputError(
                 options.function,
@@ -154,7 +164,7 @@ def read_embeddings(options: Options, **embeddings: Tensor) -> Tensor:
         rows = unit_rows(torch.cat(prepared) if len(prepared) > 1 else prepared[0])
         return rows.view(len(prepared), *reference.shape)
     for name, value in zip(embeddings, prepared, strict=True):
-        if readable(value) and len(value) and float(value.detach().norm(dim=1).amax()) > 100:
+        if readable(value) and float(value.detach().norm(dim=1).amax()) > 100:
             warn(
                 options.function,
                 name,
@@ -164,7 +174,7 @@ def read_embeddings(options: Options, **embeddings: Tensor) -> Tensor:
     return torch.stack(prepared)
 
 
-def read_views(options: Options, argument: str, views: Tensor | tuple[Tensor, ...]) -> Tensor:
+def read_views(options: Options, argument: str, views: Views) -> Tensor:
     """Check views of the same samples and stack them view-major.
 
     Args:
@@ -175,28 +185,12 @@ def read_views(options: Options, argument: str, views: Tensor | tuple[Tensor, ..
     Returns:
         Shape (v, n, d), float32 or float64.
     """
-    if isinstance(views, Tensor) and views.dim() == 2:
-        return read_embeddings(options, **{argument: views})
     if isinstance(views, Tensor) and views.dim() != 3:
-        _check_matrix(options.function, argument, views)
+        return read_embeddings(options, **{argument: views})
     if len(views) == 0:
         raise ContrastInputError(options.function, argument, "has no views", "pass at least one")
     named = {f"{argument}[{index}]": view for index, view in enumerate(views)}
     return read_embeddings(options, **named)
-
-
-def _check_matrix(function: str, name: str, value: Tensor) -> None:
-    if value.dim() != 2 or 0 in value.shape:
-        raise ContrastInputError(
-            function,
-            name,
-            f"has shape {tuple(value.shape)}",
-            "pass embeddings of shape (samples, dimensions), at least one of each",
-        )
-    if not value.is_floating_point():
-        raise ContrastInputError(
-            function, name, f"has dtype {value.dtype}", "pass floating-point embeddings"
-        )
 
 
 def check_device(function: str, name: str, value: Tensor, first: str, reference: Tensor) -> None:
@@ -207,6 +201,14 @@ def check_device(function: str, name: str, value: Tensor, first: str, reference:
             name,
             f"is on {value.device}, {first!r} on {reference.device}",
             "move both to one device",
+        )
+
+
+def check_several(options: Options, argument: str, rows: Tensor) -> None:
+    """Refuse a single row where the negatives are the other rows."""
+    if len(rows) < 2 and options.group is None:
+        raise ContrastInputError(
+            options.function, argument, "has a single row", "pass at least two samples"
         )
 
 
@@ -236,26 +238,18 @@ def read_labels(
             "pass one integer for each sample",
         )
     check_device(name, argument, labels, "embeddings", reference)
-    if lowest is not None and readable(labels) and len(labels) and int(labels.min()) < lowest:
+    if lowest is not None and readable(labels) and int(labels.min()) < lowest:
         raise ContrastInputError(
             name,
             argument,
             f"holds {int(labels.min())}",
             "number the classes from 0" + (" (-1: unlabelled)" if lowest == -1 else ""),
         )
-    return labels.long()
+    return labels.to(torch.int64)
 
 
 def read_scale(options: Options, temperature: TemperatureLike, like: Tensor) -> Tensor:
-    """Return ``1/temperature`` as a 0-dim tensor.
-
-    Args:
-        options: The common arguments.
-        temperature: Number, 0-dim tensor or `Temperature`.
-        like: Tensor whose dtype and device to take.
-
-    Returns:
-        Shape ().
+    """Return ``1/temperature`` as a 0-dim tensor of the dtype and device of another.
 
     Raises:
         ContrastInputError: Not one positive finite number.
@@ -265,24 +259,19 @@ def read_scale(options: Options, temperature: TemperatureLike, like: Tensor) -> 
         raise ContrastInputError(
             options.function, "temperature", f"has shape {tuple(value.shape)}", "pass one number"
         )
+    if not isinstance(value, Tensor) or readable(value):
+        number = float(value.detach() if isinstance(value, Tensor) else value)
+        check_positive(options.function, "temperature", number)
+        if not 1e-3 <= number <= 10:
+            warn(
+                options.function,
+                "temperature",
+                "lies outside 0.001 to 10",
+                "check its unit: scores are divided by it",
+            )
     if isinstance(value, Tensor):
-        if readable(value):
-            _check_temperature(options.function, float(value.detach()))
         return value.to(like.device, like.dtype).reciprocal()
-    _check_temperature(options.function, value)
     return like.new_full((), 1.0 / value)
-
-
-def _check_temperature(function: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ContrastInputError(function, "temperature", f"is {value}", "pass a positive number")
-    if not 1e-3 <= value <= 10:
-        warn(
-            function,
-            "temperature",
-            "lies outside 0.001 to 10",
-            "check its unit: scores are divided by it",
-        )
 
 
 @dataclass(frozen=True)
@@ -315,14 +304,9 @@ def meet_columns(
         columns = gather_with_grad(z, options.group)
         first, *rest = (None if x is None else gather_no_grad(x, options.group) for x in own)
         other = (own[0] if first is None else first, *rest)  # type: ignore[assignment]
-    return columns, PairMask(
-        row_id=own[0],
-        row_view=own[1],
-        row_label=own[2],
-        col_id=other[0],
-        col_view=other[1],
-        col_label=other[2],
-    )
+    pairs = zip(own, other, strict=True)
+    (row_id, col_id), (row_view, col_view), (row_label, col_label) = pairs
+    return columns, PairMask(row_id, col_id, row_view, col_view, row_label, col_label)
 
 
 def sample_ids(options: Options, z: Tensor) -> Tensor:

@@ -24,9 +24,8 @@ from diptych_contrast.inputs import (
     check_pair,
     check_positive,
     check_rows,
-    normalized_rows,
 )
-from diptych_contrast.kernel import pair_lse
+from diptych_contrast.kernel import pair_lse, unit_rows
 
 _BLOCK = 1024  # rows of scores held at a time
 
@@ -199,7 +198,7 @@ def tolerance(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
     """
     check_rows("tolerance", "z", z)
     check_integers("tolerance", "labels", labels, z.shape[0])
-    rows = normalized_rows(z.detach()).double()
+    rows = unit_rows(z.detach()).double()
     _, classes, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     sums = rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, classes, rows)
     pairs = int((counts * (counts - 1)).sum())
@@ -223,7 +222,7 @@ def modality_gap(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
         ContrastInputError: Unlike dimensions, or no rows.
     """
     check_dimension("modality_gap", x=x, y=y)
-    means = [normalized_rows(each.detach()).mean(0) for each in (x, y)]
+    means = [unit_rows(each.detach()).mean(0) for each in (x, y)]
     return float(torch.linalg.vector_norm(means[0] - means[1]))
 
 
@@ -330,7 +329,7 @@ def gradient_balance(
     """
     check_pair("gradient_balance", q=q, k=k, at_least=2)
     check_positive("gradient_balance", "temperature", temperature)
-    keys = normalized_rows(k.detach())
+    keys = unit_rows(k.detach())
     pull, push = [], []
     for rows, scores in _score_blocks(q, k):
         weights = torch.softmax(scores / temperature, dim=1)
@@ -413,11 +412,11 @@ def _where(flags: Tensor) -> tuple[int, ...]:
 
 
 def _prepared(x: Tensor, normalize: bool) -> Tensor:
-    return normalized_rows(x) if normalize else x.to(torch.promote_types(x.dtype, torch.float32))
+    return unit_rows(x) if normalize else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _score_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    rows, columns = (normalized_rows(each.detach()) for each in (x, y))
+    rows, columns = (unit_rows(each.detach()) for each in (x, y))
     for start in range(0, rows.shape[0], _BLOCK):
         block = slice(start, min(start + _BLOCK, rows.shape[0]))
         yield block, rows[block] @ columns.T

@@ -20,23 +20,16 @@ class ContrastInputError(ValueError):
     """
 
     def __init__(self, function: str, argument: str, found: str, fix: str) -> None:
-        self.function = function
-        self.argument = argument
-        self.found = found
-        self.fix = fix
+        self.function, self.argument, self.found, self.fix = function, argument, found, fix
         super().__init__(f"{function}: argument '{argument}' {found}: {fix}")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the parts when the error crosses a process boundary."""
-        return _rebuild, (self.function, self.argument, self.found, self.fix)
+        return type(self), (self.function, self.argument, self.found, self.fix)
 
 
 class ContrastWarning(UserWarning):
     """An input that can be used but is probably not what was meant."""
-
-
-def _rebuild(function: str, argument: str, found: str, fix: str) -> ContrastInputError:
-    return ContrastInputError(function, argument, found, fix)
 
 
 def warn(function: str, argument: str, found: str, fix: str) -> None:
@@ -44,12 +37,6 @@ def warn(function: str, argument: str, found: str, fix: str) -> None:
 
     Python's default filter shows equal text from one place once per process, so a training loop
     is warned once; keep changing numbers out of ``found``.
-
-    Args:
-        function: Public name of the function that warns.
-        argument: Name of the argument.
-        found: What was found, as the predicate of a sentence.
-        fix: What to do next, as an imperative.
     """
     warnings.warn(
         f"{function}: argument '{argument}' {found}: {fix}", ContrastWarning, stacklevel=2

@@ -1,15 +1,13 @@
-"""The checks that diagnostics and probes make of their input, and rows of length 1."""
+"""The checks of tensors and numbers, each an error that says what to do."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.kernel.normalize import unit_rows
 
 
 def check_rows(function: str, argument: str, x: Tensor, at_least: int = 1) -> None:
@@ -19,7 +17,7 @@ def check_rows(function: str, argument: str, x: Tensor, at_least: int = 1) -> No
             function,
             argument,
             f"has shape {tuple(x.shape)} and dtype {x.dtype}",
-            "pass floating-point embeddings of shape (rows, dimensions)",
+            "pass floating-point embeddings of shape (samples, dimensions)",
         )
     if x.shape[0] < at_least or x.shape[1] == 0:
         raise ContrastInputError(
@@ -86,8 +84,3 @@ def check_positive(function: str, argument: str, value: float) -> None:
     """Refuse a number that is not finite and above 0."""
     if not 0 < value < math.inf:
         raise ContrastInputError(function, argument, f"is {value}", "pass a finite number above 0")
-
-
-def normalized_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Rows of length 1, at least in fp32; a zero row stays zero, with zero gradient."""
-    return unit_rows(x.to(torch.promote_types(x.dtype, torch.float32)))

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+import math
+from collections.abc import Callable
+from typing import Any, Literal, Unpack, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from diptych_contrast.common import (
     Common,
+    Keys,
     LossResult,
+    Options,
     TemperatureLike,
+    check_choice,
+    decline,
+    meet_columns,
     read_options,
     read_scale,
     read_views,
+    reduce_rows,
     sample_ids,
 )
 from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.kernel import log_sums
+from diptych_contrast.kernel.normalize import unit_rows
 from diptych_contrast.pairwise.sup_con import class_contrast
 
-__all__ = ["nt_xent_multi"]
+Views = Float[Tensor, "v n d"] | tuple[Tensor, ...]
+Parity = Literal["official"] | None
 
 
 def nt_xent_multi(
-    views: Float[Tensor, "v n d"] | tuple[Tensor, ...],
-    temperature: TemperatureLike = 0.5,
-    **common: Unpack[Common],
+    views: Views, temperature: TemperatureLike = 0.5, **common: Unpack[Common]
 ) -> LossResult:
     """NT-Xent for two or more views: SupCon with the sample as the class.
 
@@ -35,26 +46,217 @@ def nt_xent_multi(
     Args:
         views: Views of the same samples in the same order, shape (v, n, d), v >= 2.
         temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        **common: See `Common`.
-
-    Returns:
-        Shape (), or (v n,) view-major with ``reduction="none"``; with ``return_info`` also
-        `PairInfo`.
-
-    Raises:
-        ContrastInputError: Fewer than two views, or views that do not fit together.
+        **common: See `Common`; rows are view-major, ``return_info`` gives `PairInfo` too.
 
     Example:
         >>> round(nt_xent_multi(torch.ones(3, 4, 8)).exp().item())
         11
     """
     options = read_options("nt_xent_multi", common)
-    stacked = read_views(options, "views", views)
-    if len(stacked) < 2:
-        raise ContrastInputError("nt_xent_multi", "views", "is one view", "pass two or more")
+    stacked = _several(options, views)
     scale = read_scale(options, temperature, stacked)
     classes = sample_ids(options, stacked[0]).repeat(len(stacked))
-    loss, info = class_contrast(
-        options, stacked.flatten(0, 1), classes, scale, mode="out", info=options.return_info
-    )
+    loss, info = class_contrast(options, stacked.flatten(0, 1), classes, scale, mode="out")
     return loss if info is None else (loss, info)
+
+
+def mv_info_nce(
+    views: Views,
+    temperature: TemperatureLike = 0.5,
+    *,
+    same_view_negatives: bool = False,
+    parity: Parity = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """InfoNCE over all pairs of views at once (MV-InfoNCE; Koromilas et al., 2025).
+
+    The mean over samples i of ``log sum_{l, m != l, j} exp(u_il.u_jm / t)
+    - log sum_{l != m} exp(u_il.u_im / t)``, u_il the view l of sample i, j over all samples. The
+    authors' code counts pairs within a view as well; the paper and our default leave them out.
+
+    Args:
+        views: Views of the same samples in the same order, shape (v, n, d), v >= 2, n >= 2.
+        temperature: t > 0; number, 0-dim tensor or `Temperature`.
+        same_view_negatives: Also contrast samples within a view: all pairs but each with itself.
+        parity: ``official``: as the authors' code, with same-view negatives.
+        **common: See `Common`; a row is a sample.
+
+    Example:
+        >>> round(mv_info_nce(torch.ones(3, 4, 8)).exp().item())
+        4
+    """
+    options, stacked, scale = _read("mv_info_nce", views, temperature, common, parity)
+    within = same_view_negatives or parity == "official"
+    lse = _log_sums(options, stacked, scale, "not_self" if within else "other_view")
+    positive = _sibling_scores(stacked, scale).flatten(0, 1).logsumexp(0)
+    return reduce_rows(options, lse.logsumexp(0) - positive, None)
+
+
+def mv_dhel(
+    views: Views,
+    temperature: TemperatureLike = 0.5,
+    *,
+    parity: Parity = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Decoupled hyperspherical energy over views (MV-DHEL; Koromilas et al., 2025).
+
+    The mean over samples i of ``sum_l log sum_{j != i} exp(u_il.u_jl / t)
+    - log sum_{l != m} exp(u_il.u_im / t)``: samples repel within each view, views of a sample
+    attract. The authors' code multiplies the v sums, which overflows from some 9 views on, and
+    counts each pair of views once, a constant log 2; ours adds logarithms.
+
+    Args:
+        views: Views of the same samples in the same order, shape (v, n, d), v >= 2, n >= 2.
+        temperature: t > 0; number, 0-dim tensor or `Temperature`.
+        parity: ``official``: with the log 2 of the authors' code, without its overflow.
+        **common: See `Common`; a row is a sample.
+
+    Example:
+        >>> round((mv_dhel(torch.ones(2, 4, 8), 1.0) - 1).exp().item(), 3)
+        4.5
+    """
+    options, stacked, scale = _read("mv_dhel", views, temperature, common, parity)
+    sweeps = [_log_sums(options, view[None], scale, "not_self") for view in stacked]
+    lse = torch.cat(sweeps)
+    # Without a second sample in any process nothing repels.
+    valid = None if options.group is None else (lse > -torch.inf).all(0)
+    rows = lse.sum(0) - _sibling_scores(stacked, scale).flatten(0, 1).logsumexp(0)
+    return reduce_rows(options, rows + (math.log(2.0) if parity == "official" else 0.0), valid)
+
+
+def poly_view(
+    views: Views,
+    temperature: TemperatureLike = 0.5,
+    *,
+    aggregate: Literal["geometric", "arithmetic", "sufficient"] = "geometric",
+    **common: Unpack[Common],
+) -> LossResult:
+    """Contrast a view with each other view or with their mean (PVC; Shidani et al., 2024).
+
+    For view a of sample i and another view b, ``l_iab = log(exp(s_ia,ib / t)
+    + sum_{j != i, m} exp(s_ia,jm / t)) - s_ia,ib / t``; the loss of a row is the mean over b of l
+    (``geometric``), ``-log mean_b exp(-l)`` (``arithmetic``), or l with the mean of the other
+    views' unit vectors as the one positive (``sufficient``). With two views all equal `nt_xent`.
+
+    Args:
+        views: Views of the same samples in the same order, shape (v, n, d), v >= 2, n >= 2.
+        temperature: t > 0; number, 0-dim tensor or `Temperature`.
+        aggregate: How the other views of a sample are joined.
+        **common: See `Common`; rows are view-major.
+
+    Example:
+        >>> round(poly_view(torch.ones(3, 4, 8)).exp().item())
+        10
+    """
+    options, stacked, scale = _read("poly_view", views, temperature, common)
+    check_choice("poly_view", "aggregate", aggregate, "geometric", "arithmetic", "sufficient")
+    negatives = _log_sums(options, stacked, scale, "~same_id")
+    positives = _sibling_scores(stacked, scale)
+    if aggregate == "sufficient":
+        positives = positives.mean(1, keepdim=True)
+    # log(exp(positive) + exp(negatives)) - positive; float64 shows the default threshold of 20.
+    pairs = F.softplus(negatives[:, None] - positives, threshold=40)
+    if aggregate == "arithmetic":
+        rows = math.log(pairs.shape[1]) - (-pairs).logsumexp(1)
+    else:
+        rows = pairs.mean(1)
+    return reduce_rows(options, rows.flatten(), None)
+
+
+def pairwise_views(loss: Callable[..., Tensor], views: Views, **arguments: Any) -> Tensor:
+    """Mean of a two-view loss over the v (v - 1) / 2 pairs of views (PWE).
+
+    Args:
+        loss: Any loss of two views, such as `nt_xent`.
+        views: Views of the same samples in the same order, shape (v, n, d), v >= 2.
+        **arguments: Keyword arguments of the loss.
+
+    Example:
+        >>> round(pairwise_views(nt_xent, torch.ones(3, 4, 8), temperature=0.2).exp().item())
+        7
+    """
+    stacked = _several(_outer("pairwise_views", {**arguments, "normalize": False}), views)
+    pairs = torch.combinations(torch.arange(len(stacked))).tolist()
+    return torch.stack([loss(stacked[a], stacked[b], **arguments) for a, b in pairs]).mean(0)
+
+
+def average_views(
+    loss: Callable[..., Tensor], views: Views, *, parity: Parity = None, **arguments: Any
+) -> Tensor:
+    """Mean over views of a two-view loss between a view and the mean of the others.
+
+    The mean of the others' unit vectors is brought to length 1 again; the authors of MV-DHEL, who
+    compare with this loss, leave it short.
+
+    Args:
+        loss: Any loss of two views, such as `nt_xent`; for parity one that takes ``normalize``.
+        views: Views of the same samples in the same order, shape (v, n, d), v >= 2.
+        parity: ``official``: means are not brought to length 1.
+        **arguments: Keyword arguments of the loss.
+
+    Example:
+        >>> round(average_views(nt_xent, torch.ones(3, 4, 8)).exp().item())
+        7
+    """
+    options = _outer("average_views", arguments)
+    check_choice("average_views", "parity", parity, None, "official")
+    stacked = _several(options, views)
+    means = (stacked.sum(0) - stacked) / (len(stacked) - 1)
+    if parity == "official":
+        arguments = {**arguments, "normalize": False}
+    elif options.normalize:
+        means = unit_rows(means.flatten(0, 1)).view(stacked.shape)
+    pairs = zip(stacked, means, strict=True)
+    return torch.stack([loss(view, mean, **arguments) for view, mean in pairs]).mean(0)
+
+
+def _outer(function: str, arguments: dict[str, Any]) -> Options:
+    """The two common arguments that a mean of losses reads itself."""
+    words = {word: arguments[word] for word in ("normalize", "return_info") if word in arguments}
+    options = read_options(function, cast(Common, words))
+    decline(options, "return_info")
+    return options
+
+
+def _several(options: Options, views: Views) -> Tensor:
+    stacked = read_views(options, "views", views)
+    if len(stacked) < 2:
+        raise ContrastInputError(options.function, "views", "is one view", "pass two or more")
+    return stacked
+
+
+def _read(
+    function: str, views: Views, temperature: TemperatureLike, common: Common, parity: Parity = None
+) -> tuple[Options, Tensor, Tensor]:
+    options = read_options(function, common)
+    decline(options, "return_info")
+    check_choice(function, "parity", parity, None, "official")
+    stacked = _several(options, views)
+    if stacked.shape[1] < 2 and options.group is None:
+        raise ContrastInputError(function, "views", "has one sample", "pass at least two samples")
+    return options, stacked, read_scale(options, temperature, stacked)
+
+
+def _log_sums(options: Options, views: Tensor, scale: Tensor, mask: str) -> Tensor:
+    """Log-sum-exp of every view of every sample over the pairs of a mask, shape (v, n)."""
+    count, n = views.shape[:2]
+    rows = views.flatten(0, 1)
+    sample = sample_ids(options, views[0]).repeat(count)
+    view = torch.arange(count, device=rows.device).repeat_interleave(n)
+    columns, keys = meet_columns(options, rows, Keys(sample, view))
+    plain = columns is None and mask == "not_self"  # positions suffice, and are faster
+    used = None if plain else keys
+    lse, _ = log_sums(rows, columns, scale, (mask,), keys=used, engine=options.engine)
+    return lse.view(count, n)
+
+
+def _sibling_scores(views: Tensor, scale: Tensor) -> Tensor:
+    """Scores of every view with the other views of its sample, shape (v, v - 1, n)."""
+    count, n = views.shape[:2]
+    with torch.autocast(views.device.type, enabled=False):
+        samples = views.transpose(0, 1)
+        scores = torch.bmm(samples, samples.transpose(1, 2)) * scale
+    # Behind the first, every entry of the diagonal ends a run of v + 1.
+    runs = scores.permute(1, 2, 0).reshape(count * count, n)[1:].view(count - 1, count + 1, n)
+    return runs[:, :-1].reshape(count, count - 1, n)

@@ -1,61 +1,64 @@
-"""Statistics of positives and negatives from sums, so that they need no tile of their own."""
+"""What a loss tells about its pairs, from sums, so that it needs no tile of its own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from diptych_contrast.kernel import PairInfo
+Moments = Float[Tensor, "3"]  # number of pairs, sum and sum of squares of their scores, float64
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Number of pairs, sum and sum of squares of their scores, float64."""
+class PairInfo:
+    """Detached statistics of one loss; scores are before the temperature.
 
-    count: Tensor
-    total: Tensor
-    squares: Tensor
+    Attributes:
+        n_rows: Rows that ask for their positives.
+        n_valid: Rows that have at least one positive and one other column.
+        n_positive_pairs: Pairs of a row and a positive.
+        n_zero_rows: Embeddings that are exactly zero.
+        pos_mean: Mean score of the positives.
+        pos_var: Their variance.
+        neg_mean: Mean score of the negatives.
+        neg_var: Their variance.
+        exp_neg_mean: Mean of ``exp(score / temperature)`` over the negatives.
+        top1: Fraction of valid rows whose best-scored column is a positive.
+        logit_max: Largest score over the temperature.
+        temperature: The temperature.
+    """
 
-    def __add__(self, other: Moments) -> Moments:
-        """Join two disjoint sets of pairs."""
-        return Moments(
-            self.count + other.count, self.total + other.total, self.squares + other.squares
-        )
-
-    def __sub__(self, other: Moments) -> Moments:
-        """Take a subset of the pairs out."""
-        return Moments(
-            self.count - other.count, self.total - other.total, self.squares - other.squares
-        )
-
-    def mean(self) -> Tensor:
-        """Mean score, 0 without pairs."""
-        return self.total / self.count.clamp_min(1)
-
-    def variance(self) -> Tensor:
-        """Variance of the scores, 0 without pairs."""
-        return (self.squares / self.count.clamp_min(1) - self.mean().square()).clamp_min(0)
+    n_rows: int
+    n_valid: Tensor
+    n_positive_pairs: Tensor
+    n_zero_rows: Tensor
+    pos_mean: Tensor
+    pos_var: Tensor
+    neg_mean: Tensor
+    neg_var: Tensor
+    exp_neg_mean: Tensor
+    top1: Tensor
+    logit_max: Tensor
+    temperature: Tensor
 
 
 @torch.no_grad()
 def moments_of(scores: Tensor) -> Moments:
     """Moments of explicit scores of any shape."""
     wide = scores.double()
-    return Moments(wide.new_tensor(scores.numel()), wide.sum(), wide.square().sum())
+    return torch.stack([wide.new_tensor(scores.numel()), wide.sum(), wide.square().sum()])
 
 
 @torch.no_grad()
 def moments_between(x: Tensor, y: Tensor) -> Moments:
     """Moments of all products of rows of x (n, d) and y (m, d), in O((n + m) d^2)."""
-    left = x.double()
-    right = left if y is x else y.double()
-    spread = left.t() @ left
-    other = spread if y is x else right.t() @ right
-    return Moments(
-        left.new_tensor(len(x) * len(y)), left.sum(0) @ right.sum(0), (spread * other).sum()
-    )
+    spread = x.t() @ x
+    other = spread if y is x else y.t() @ y
+    total = x.sum(0, dtype=torch.float64) @ y.sum(0, dtype=torch.float64)
+    squares = torch.linalg.vecdot(spread.double().flatten(), other.double().flatten())
+    return torch.stack([total.new_tensor(len(x) * len(y)), total, squares])
 
 
 @torch.no_grad()
@@ -64,8 +67,7 @@ def moments_within(z: Tensor, key: Tensor) -> Moments:
     order = torch.argsort(key, stable=True)
     _, sizes = torch.unique_consecutive(key[order], return_counts=True)
     parts = torch.split(z[order], sizes.tolist())
-    singles = torch.cat([z[:0], *(part for part in parts if len(part) == 1)])
-    total = moments_of(singles.double().square().sum(1))
+    total = moments_of(torch.cat([z[:0], *(x for x in parts if len(x) == 1)]).square().sum(1))
     for part in parts:
         if len(part) > 1:
             total = total + moments_between(part, part)
@@ -103,16 +105,19 @@ def pair_info(
     """
     hits = hits if valid is None else hits & valid
     n_valid = scale.new_tensor(rows, dtype=torch.int64) if valid is None else valid.sum()
+    (pos_mean, pos_square), (neg_mean, neg_square) = (
+        moments[1:] / moments[0].clamp_min(1) for moments in (positives, negatives)
+    )
     return PairInfo(
         n_rows=rows,
         n_valid=n_valid,
-        n_positive_pairs=positives.count.long(),
+        n_positive_pairs=positives[0].long(),
         n_zero_rows=zero_rows,
-        pos_mean=positives.mean(),
-        pos_var=positives.variance(),
-        neg_mean=negatives.mean(),
-        neg_var=negatives.variance(),
-        exp_neg_mean=negative_lse.double().exp().sum() / negatives.count.clamp_min(1),
+        pos_mean=pos_mean,
+        pos_var=(pos_square - pos_mean.square()).clamp_min(0),
+        neg_mean=neg_mean,
+        neg_var=(neg_square - neg_mean.square()).clamp_min(0),
+        exp_neg_mean=negative_lse.double().exp().sum() / negatives[0].clamp_min(1),
         top1=hits.sum() / n_valid.clamp_min(1),
         logit_max=peak.amax(),
         temperature=scale.reciprocal().detach(),

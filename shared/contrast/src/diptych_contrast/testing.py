@@ -119,6 +119,47 @@ def gaussian_pairs(n: int, d: int, rho: float, seed: int) -> GaussianPairs:
     return GaussianPairs(x, y, -d / 2 * math.log1p(-(rho**2)))
 
 
+@dataclass(frozen=True)
+class Salient:
+    """Two views of background and target samples, and the factors they are made of."""
+
+    views: Float[Tensor, "2 n d"]
+    target: Int[Tensor, " n"]
+    common: Float[Tensor, "n 3"]
+    salient: Float[Tensor, " n"]
+
+
+def salient(n: int, seed: int) -> Salient:
+    """Samples with three common factors and, in targets alone, a salient one, mixed linearly.
+
+    Common factors are normal, the salient factor is uniform in (-1, 1); an orthogonal matrix
+    spreads them over 24 dimensions, and each view adds noise of deviation 0.1.
+
+    Args:
+        n: Number of samples, at least 2; every second one is a target.
+        seed: Seed of all draws.
+
+    Returns:
+        Views (fp32), 1 for targets, and the factors; the salient one of a background is unseen.
+
+    Raises:
+        ContrastInputError: Fewer than two samples.
+
+    Example:
+        >>> salient(4, seed=0).target.tolist()
+        [0, 1, 0, 1]
+    """
+    if n < 2:
+        raise ContrastInputError("salient", "n", f"is {n}", "pass at least 2")
+    source = torch.Generator().manual_seed(seed)
+    mixing = torch.linalg.qr(torch.randn(24, 24, generator=source))[0][:4]
+    factors, target = torch.randn(n, 3, generator=source), torch.arange(n) % 2
+    extra = 2 * torch.rand(n, generator=source) - 1
+    clean = torch.cat([factors, (target * extra)[:, None]], 1) @ mixing
+    views = clean + 0.1 * torch.randn(2, n, 24, generator=source)
+    return Salient(views, target, factors, extra)
+
+
 def _directions(source: np.random.Generator, count: int, dimension: int) -> npt.NDArray[np.float64]:
     drawn = source.standard_normal((count, dimension))
     if count <= dimension:

@@ -6,6 +6,7 @@ inner gradients are ordinary here and a wrapper silently misses some of them.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -68,9 +69,17 @@ def launch(run: RunSection) -> Fabric:
             f"run.device={run.device}, run.devices={devices}, run.nodes={nodes}, "
             f"run.precision={run.precision} cannot be used here: {error}"
         ) from error
+    if devices * nodes > 1:
+        atexit.register(_leave)
     if run.threads:
         torch.set_num_threads(run.threads)
     return fabric
+
+
+def _leave() -> None:
+    """End the threads of the process group, which abort a process that ends before them."""
+    if torch_distributed.is_initialized():
+        torch_distributed.destroy_process_group()
 
 
 def _processes(run: RunSection) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diptych.files import sync_folder
 
-_BESIDE = re.compile(r"\..+\.[0-9a-f]{8}")
+BESIDE = re.compile(r"\.(.+)\.[0-9a-f]{8}")  # a name while it is written
 
 
 def write_folder(target: Path, write: Callable[[Path], object]) -> None:
@@ -44,7 +44,7 @@ def remove_leftovers(folder: Path) -> None:
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
-        if _BESIDE.fullmatch(entry.name):
+        if BESIDE.fullmatch(entry.name):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 

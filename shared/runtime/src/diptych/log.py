@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.errors import DiptychError, InterruptedRun, TrainingError, UsageError
+from diptych.folders import BESIDE
 from diptych.progress import is_silent
 
 FILE = "log.txt"
@@ -141,13 +142,24 @@ def _refused(error: BaseException, number: int, out: Path | None) -> str:
     if name is None:
         place = f"{out} or the temporary folder {tempfile.gettempdir()}" if out else "the disk"
         return f"{place}: {what}: {remedy}"
-    path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else Path(str(name))
-    if out is not None and path.absolute().is_relative_to(out.absolute().parent):
-        # What is written beside the output has a name of ours.
-        return f"{out}: {what}: {remedy}"
-    if remedy == _FORBIDDEN[1]:
+    path = Path(os.fsdecode(name))
+    if out is not None and _is_part_of(path.absolute(), out.absolute()):
+        path = out
+    elif beside := BESIDE.fullmatch(path.name):
+        path = path.with_name(beside.group(1))
+    elif remedy == _FORBIDDEN[1]:
         remedy = "make it readable, or give another path"
     return f"{path}: {what}: {remedy}"
+
+
+def _is_part_of(path: Path, out: Path) -> bool:
+    """Whether a path is the output, a folder above it, within it, or beside it by its name."""
+    if out.is_relative_to(path):
+        return True
+    if not path.is_relative_to(out.parent):
+        return False
+    first = path.relative_to(out.parent).parts[0]
+    return first == out.name or first.startswith(f".{out.name}.")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,17 +45,19 @@ def train_side_by_side(job: Job, names: Sequence[str], processes: int) -> None:
         ProcessPoolExecutor(processes, mp_context=context) as pool,
         _ForwardedSignals(pool) as stopped,
     ):
-        while waiting or running:
-            for name in _ready(job, waiting) if not stopped else []:
+        while running or (waiting and not stopped):
+            # No more than can run at once: what waits in a pool can no longer be called back.
+            ready = [] if stopped else _ready(job, waiting)
+            for name in ready[: processes - len(running)]:
                 waiting.remove(name)
                 running[pool.submit(_train_in_process, *call, name)] = name
-            if stopped:
-                waiting.clear()
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 name = running.pop(future)
-                future.result()
-                bar.advance(fit=name)
+                # a process that a signal meets before its fit starts simply ends
+                with suppress(InterruptedRun, BrokenProcessPool) if stopped else nullcontext():
+                    future.result()
+                    bar.advance(fit=name)
     if stopped:
         raise InterruptedRun(f"{job.folder.path}: stopped, all fits are saved: go on with --resume")
 

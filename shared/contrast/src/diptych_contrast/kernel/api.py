@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,11 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.kernel.autograd import Settings, sweep
-from diptych_contrast.kernel.dense import dense_sweep
-from diptych_contrast.kernel.masks import PairMask
+from diptych_contrast.kernel.autograd import sweep
+from diptych_contrast.kernel.masks import Masks, PairMask
 from diptych_contrast.kernel.ring import ring_sweep
-from diptych_contrast.kernel.tiles import default_tile
+from diptych_contrast.kernel.tiles import Plan, default_tile
 
 Backend = Literal["auto", "tiled", "dense", "triton"]
 
@@ -40,30 +40,19 @@ class Engine:
 
 
 def check_engine(function: str, engine: Engine) -> None:
-    """Refuse settings that no sweep can follow.
-
-    Args:
-        function: Public name for the message.
-        engine: The settings.
-
-    Raises:
-        ContrastInputError: An unknown or missing back end, or a tile below 1.
-    """
-    if engine.backend == "triton":
+    """Refuse an unknown or missing back end, and a tile below 1, with `ContrastInputError`."""
+    if engine.backend not in _BACKENDS:
+        found = ", which this version does not have" if engine.backend == "triton" else ""
         raise ContrastInputError(
-            function,
-            "backend",
-            "is 'triton', which this version does not have",
-            "pass 'auto', 'tiled' or 'dense'",
-        )
-    if engine.backend not in {"auto", "tiled", "dense"}:
-        raise ContrastInputError(
-            function, "backend", f"is {engine.backend!r}", "pass 'auto', 'tiled' or 'dense'"
+            function, "backend", f"is {engine.backend!r}{found}", "pass 'auto', 'tiled' or 'dense'"
         )
     if engine.tile != "auto" and (not isinstance(engine.tile, int) or engine.tile < 1):
         raise ContrastInputError(
             function, "tile", f"is {engine.tile!r}", "pass 'auto' or a positive whole number"
         )
+
+
+_BACKENDS = ("auto", "tiled", "dense")
 
 
 def log_sums(
@@ -95,26 +84,57 @@ def log_sums(
         Log-sum-exp, shape (k, n), with ``both`` (k, n + m), and the largest scores, same shape,
         detached, empty unless asked for.
     """
-    key_list = (None,) * 6 if keys is None else keys.keys()
-    scale = scale.to(a.dtype).reshape(-1)
+    tensors = (a, b, scale.to(a.dtype).reshape(-1), *biases, *_keys(keys))
     expressions = ",".join(masks)
     mode = "symmetric" if b is None else "both" if both else "rows"
-    if engine.backend == "dense" and not (engine.ring and b is not None):
+    rings = engine.ring and b is not None
+    if engine.backend == "dense" and not rings:
         with torch.autocast(a.device.type, enabled=False):
-            lse, top = dense_sweep(a, b, scale, biases, key_list, expressions, mode)
-        return lse, top.detach() if peak else top.new_empty(0)
+            lse, top = _dense_sweep(Plan(expressions, mode, 0), *tensors)
+        return lse, top if peak else top.new_empty(0)
     columns = len(a) if b is None else len(b)
     size = default_tile(len(a), columns, a.element_size()) if engine.tile == "auto" else engine.tile
     graph = torch.is_grad_enabled()
-    col_bias = biases[1]
-    fixed = b is not None and not b.requires_grad
-    fixed = fixed and (col_bias is None or not col_bias.requires_grad)
-    fused = graph and mode == "rows" and fixed and a.requires_grad
-    keep = graph and not torch.compiler.is_compiling()
-    settings = Settings(expressions, mode, size, engine.unit, fused, keep, peak)
-    if engine.ring and b is not None:
-        return ring_sweep(a, b, scale, biases, key_list, settings, engine.group)
-    return sweep(a, b, scale, biases, key_list, settings)
+    fused = graph and a.requires_grad and mode == "rows" and b is not None and not b.requires_grad
+    fused = fused and (biases[1] is None or not biases[1].requires_grad) and not rings
+    keep = graph and not torch.compiler.is_compiling() and not rings
+    plan = Plan(expressions, mode, size, engine.unit, fused, keep, peak)
+    return ring_sweep(plan, engine.group, *tensors) if rings else sweep(plan, *tensors)
+
+
+def _keys(keys: PairMask | None) -> tuple[Tensor | None, ...]:
+    return (None,) * 6 if keys is None else keys.keys()
+
+
+def _dense_sweep(plan: Plan, *tensors: Any) -> tuple[Tensor, Tensor]:
+    """Compute what `autograd.sweep` computes from a stored score matrix, by autograd alone."""
+    a, b, scale, row_bias, col_bias, *keys = tensors
+    if b is None:
+        b, col_bias, keys = a, row_bias, [*keys[:3], *keys[:3]]
+    n, m = len(a), len(b)
+    masks = Masks(plan.expressions, keys, (n, m), max(n, m), a.device)
+    products = a @ b.t()
+    sums, peaks = [], []
+    for k in range(len(masks.trees)):
+        scores = products * scale[k if len(scale) > 1 else 0]
+        scores = scores if row_bias is None else scores + row_bias[:, None]
+        scores = scores if col_bias is None else scores + col_bias
+        hidden = torch.zeros((n, m), dtype=torch.bool, device=a.device)
+        masks.hide(hidden, k, slice(0, n), slice(0, m), True)
+        sides = [_log_sum(scores, hidden)]
+        if plan.mode == "both":
+            sides.append(_log_sum(scores.t(), hidden.t()))
+        sums.append(torch.cat([side[0] for side in sides]))
+        peaks.append(torch.cat([side[1] for side in sides]))
+    return torch.stack(sums), torch.stack(peaks)
+
+
+def _log_sum(scores: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    empty = hidden.all(1)
+    scores = scores.masked_fill(hidden, -math.inf)
+    # A row of minus infinities has no finite derivative, so such rows go around the sum.
+    sums = torch.logsumexp(scores.masked_fill(empty[:, None], 0.0), 1)
+    return sums.masked_fill(empty, -math.inf), scores.detach().amax(1)
 
 
 def pair_lse(
@@ -194,19 +214,7 @@ def pair_lse(
 
 
 def operands(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Check rows and columns and bring them to one dtype, float32 or float64.
-
-    Args:
-        name: Public name for the message.
-        a: Rows, shape (n, d).
-        b: Columns, shape (m, d).
-
-    Returns:
-        Both.
-
-    Raises:
-        ContrastInputError: No floating-point matrices, or unlike dimensions.
-    """
+    """Check rows and columns and bring them to one dtype, float32 or float64."""
     for argument, value in (("a", a), ("b", b)):
         if value.dim() != 2 or not value.is_floating_point():
             raise ContrastInputError(

@@ -1,72 +1,39 @@
 """The sweep as a differentiable function: the sums, their backward and the backward of that.
 
 Three `torch.autograd.Function`s of one form, with ``setup_context`` and a looping ``vmap``, so that
-double backward, `torch.func` and `torch.compile` work. While compiling, each calls the opaque
-operator of `operators`, so that tiles are not unrolled.
+double backward, `torch.func` and `torch.compile` work. While compiling, sums and gradients are
+opaque operators, so that tiles are not unrolled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from diptych_contrast.kernel import operators
+from diptych_contrast.kernel.backward import first_order, second_order
 from diptych_contrast.kernel.call import call, loop
+from diptych_contrast.kernel.tiles import Plan, sum_exponentials
 
-# Positions in the flat arguments that all three functions begin with.
-_A, _B, _SCALE, _ROW_BIAS, _COL_BIAS = range(5)
-_INPUTS = 11
-
-
-class Settings(NamedTuple):
-    """What a sweep is told beside tensors.
-
-    Attributes:
-        expressions: Mask expressions, joined by commas.
-        mode: ``rows``, ``both`` or ``symmetric``.
-        tile: Rows and columns of a tile.
-        unit: No row or column is longer than 1.
-        fused: Accumulate the gradient of the rows in the forward sweep (mode ``rows``).
-        keep: Keep the exponentials of a single tile for the backward sweep.
-        peak: Also give the largest score of every row.
-    """
-
-    expressions: str
-    mode: str
-    tile: int
-    unit: bool
-    fused: bool
-    keep: bool
-    peak: bool
+# Positions among the eleven tensors of a sweep: rows, columns, scale, two biases, six keys.
+_B, _SCALE, _COL_BIAS, _KEYS = 1, 2, 4, 5
 
 
-def sweep(
-    a: Tensor,
-    b: Tensor | None,
-    scale: Tensor,
-    biases: Sequence[Tensor | None],
-    keys: Sequence[Tensor | None],
-    settings: Settings,
-) -> tuple[Tensor, Tensor]:
+def sweep(plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
     """Run a sweep that can be differentiated twice.
 
     Args:
-        a: Rows, shape (n, d), float32 or float64.
-        b: Columns, shape (m, d), or None in symmetric mode.
-        scale: ``1/temperature``, shape (1,) or (k,).
-        biases: Bias of the rows and of the columns, each a vector or None.
-        keys: The six keys in the order of `masks.KEYS`.
-        settings: Masks, mode, tile.
+        plan: Masks, mode, tile.
+        *tensors: As for `tiles.open_pairs`.
 
     Returns:
         Log-sum-exp of every row, shape (k, n), in mode ``both`` (k, n + m); largest score, same
         shape, detached, empty unless asked for.
     """
-    lse, peak, _ = call(PairSums, a, b, scale, *biases, *keys, *settings)
+    lse, peak, _ = call(PairSums, plan, *tensors)
     return lse, peak
 
 
@@ -75,6 +42,7 @@ class PairSums(Function):
 
     @staticmethod
     def forward(
+        plan: Plan,
         a: Tensor,
         b: Tensor | None,
         scale: Tensor,
@@ -86,20 +54,15 @@ class PairSums(Function):
         col_id: Tensor | None,
         col_view: Tensor | None,
         col_label: Tensor | None,
-        expressions: str,
-        mode: str,
-        tile: int,
-        unit: bool,
-        fused: bool,
-        keep: bool,
-        peak: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sweep; see `sweep` for the arguments."""
-        keys = [row_id, row_view, row_label, col_id, col_view, col_label]
-        settings = (expressions, mode, tile, unit, fused, keep, peak)
-        result: tuple[Tensor, Tensor, Tensor] = _call(
-            operators.sums, a, b, scale, row_bias, col_bias, keys, *settings
-        )
+        """Sweep; spelled out because the compiler cannot trace ``*tensors`` here."""
+        row, column = (row_id, row_view, row_label), (col_id, col_view, col_label)
+        tensors = (a, b, scale, row_bias, col_bias, *row, *column)
+        result: tuple[Tensor, Tensor, Tensor]
+        if torch.compiler.is_compiling():  # pragma: no cover - traced, not run
+            result = _opaque_sums(tensors, *_words(plan))
+        else:
+            result = full_precision(sum_exponentials, plan, *tensors)
         return result
 
     @staticmethod
@@ -108,71 +71,61 @@ class PairSums(Function):
         lse, peak, extra = output
         ctx.mark_non_differentiable(peak, extra)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:_INPUTS], lse, extra)
-        ctx.settings = Settings(*inputs[_INPUTS:])
+        ctx.plan = inputs[0]
+        ctx.save_for_backward(lse, extra, *inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """Pull the gradient of the sums back to the inputs."""
-        *inputs, lse, extra = ctx.saved_tensors
-        settings: Settings = ctx.settings
+        lse, extra, *tensors = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:]
         if upstream[0] is None:
-            return (None,) * (_INPUTS + len(settings))
-        columns = ctx.needs_input_grad[_B] or ctx.needs_input_grad[_COL_BIAS]
-        gradients = _apply(
-            PairGradients,
-            *inputs,
-            upstream[0],
-            lse,
-            extra,
-            columns,
-            ctx.needs_input_grad[_SCALE],
-            *settings[:5],
-        )
-        found = _present(gradients, inputs)
-        return (*found, *(None,) * (6 + len(settings)))
+            return (None,) * (1 + len(tensors))
+        plan = ctx.plan._replace(columns=needed[_B] or needed[_COL_BIAS], scales=needed[_SCALE])
+        # The compiler traces one backward, never two, and only plain calls inside it.
+        given = (upstream[0], lse, extra, *tensors)
+        if torch.compiler.is_compiling():  # pragma: no cover - traced, not run
+            gradients = _opaque_gradients(given, *_words(plan))
+        elif torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            gradients = call(PairGradients, plan, *given)
+        else:
+            gradients = full_precision(first_order, plan, *given)
+        return None, *_present(gradients, tensors), *(None,) * 6
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    def vmap(info: Any, dims: tuple[Any, ...], plan: Plan, *tensors: Any) -> tuple[Any, Any]:
         """Run one sweep for every element of the batch."""
         # Whether a tile can be kept depends on the values, so elements may differ in it.
-        settings = Settings(*arguments[_INPUTS:])._replace(keep=False)
-        return loop(PairSums, info.batch_size, dims, (*arguments[:_INPUTS], *settings))
+        return loop(PairSums, info.batch_size, dims, (plan._replace(keep=False), *tensors))
 
 
 class PairGradients(Function):
     """Gradients of `PairSums` for an upstream gradient."""
 
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        """Sweep again, or read the gradient off what the forward sweep accumulated."""
-        inputs, rest = arguments[:_INPUTS], arguments[_INPUTS:]
-        result: tuple[Tensor, ...] = _call(
-            operators.gradients, *inputs[:5], list(inputs[5:]), *rest
-        )
-        return result
+    def forward(plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        """Sweep again, or read the gradient off what the forward sweep left."""
+        return tuple(full_precision(first_order, plan, *tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep inputs and sums."""
+        plan, upstream, lse, _, *tensors = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[: _INPUTS + 2])
-        ctx.where = inputs[-5:-1]
-        ctx.shapes = [value.shape for value in output]
+        ctx.plan, ctx.shapes = plan, [value.shape for value in output]
+        ctx.save_for_backward(upstream, lse, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Differentiate the gradients: the second derivative of the sums."""
-        *inputs, upstream, lse = ctx.saved_tensors
+        upstream, lse, *tensors = ctx.saved_tensors
         given = [
-            inputs[_A].new_zeros(shape) if value is None else value
+            lse.new_zeros(shape) if value is None else value
             for value, shape in zip(cotangents, ctx.shapes, strict=True)
         ]
-        scale = ctx.needs_input_grad[_SCALE]
-        onto_upstream, *gradients = call(
-            PairCurvature, *inputs, upstream, lse, *given, scale, *ctx.where
-        )
-        return (*_present(gradients, inputs), *(None,) * 6, onto_upstream, *(None,) * 9)
+        plan = ctx.plan._replace(scales=ctx.needs_input_grad[4 + _SCALE])
+        onto_upstream, *gradients = call(PairCurvature, plan, upstream, lse, *given, *tensors)
+        return None, onto_upstream, None, None, *_present(gradients, tensors), *(None,) * 6
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -184,15 +137,9 @@ class PairCurvature(Function):
     """Gradients of `PairGradients`; the end of the chain."""
 
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+    def forward(plan: Plan, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the two sweeps of the second derivative."""
-        inputs, (upstream, lse, *rest) = arguments[:_INPUTS], arguments[_INPUTS:]
-        result: tuple[Tensor, ...] = _call(
-            operators.curvature,
-            *(*inputs[:5], list(inputs[5:])),
-            *(upstream, lse, list(rest[:5]), *rest[5:]),
-        )
-        return result
+        return tuple(full_precision(second_order, plan, *tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -212,17 +159,21 @@ class PairCurvature(Function):
         return loop(PairCurvature, info.batch_size, dims, arguments)
 
 
-def _call(body: Callable[..., Any], *arguments: Any) -> Any:
-    if torch.compiler.is_compiling():
-        return operators.OPAQUE[body](*arguments)
-    return body(*arguments)
+def full_precision(body: Callable[..., Any], plan: Plan, *tensors: Any) -> Any:
+    """Run a sweep with autocast switched off."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return body(plan, *tensors)
+    with torch.autocast(device, enabled=False):
+        return body(plan, *tensors)
 
 
-def _apply(function: Any, *arguments: Any) -> Any:
-    # The compiler traces one backward, never two, and only plain calls inside it.
-    if torch.compiler.is_compiling():
-        return function.forward(*arguments)
-    return call(function, *arguments)
+def _words(  # pragma: no cover - traced, not run
+    plan: Plan,
+) -> tuple[str, str, int, list[bool]]:
+    """Give a plan as an operator takes it."""
+    flags = [plan.unit, plan.fused, plan.keep, plan.peak, plan.columns, plan.scales]
+    return plan.expressions, plan.mode, plan.tile, flags
 
 
 def _present(
@@ -231,5 +182,72 @@ def _present(
     """Give None for inputs that were not there or whose gradient was not computed."""
     return tuple(
         None if given is None or gradient.shape != given.shape else gradient
-        for gradient, given in zip(gradients, inputs[:5], strict=True)
+        for gradient, given in zip(gradients, inputs[:_KEYS], strict=True)
+    )
+
+
+@torch.library.custom_op("diptych_contrast::pair_sums", mutates_args=())
+def _opaque_sums(
+    tensors: Sequence[Tensor | None],
+    expressions: str,
+    mode: str,
+    tile: int,
+    flags: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = full_precision(
+        sum_exponentials, Plan(expressions, mode, tile, *flags), *tensors
+    )
+    return result
+
+
+@_opaque_sums.register_fake
+def _(
+    tensors: Sequence[Tensor | None],
+    expressions: str,
+    mode: str,
+    tile: int,
+    flags: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan, a, b = Plan(expressions, mode, tile, *flags), tensors[0], tensors[1]
+    assert a is not None
+    length = a.shape[0] + (b.shape[0] if mode == "both" and b is not None else 0)
+    lse = a.new_empty(expressions.count(",") + 1, length)
+    nothing = a.new_empty(0)
+    top = torch.empty_like(lse) if plan.peak else nothing
+    return lse, top, a.new_empty(len(lse), *a.shape) if plan.fused else a.new_empty(0)
+
+
+@torch.library.custom_op("diptych_contrast::pair_gradients", mutates_args=())
+def _opaque_gradients(
+    tensors: Sequence[Tensor | None],
+    expressions: str,
+    mode: str,
+    tile: int,
+    flags: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    found = full_precision(first_order, Plan(expressions, mode, tile, *flags), *tensors)
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = tuple(found)
+    return result
+
+
+@_opaque_gradients.register_fake
+def _(
+    tensors: Sequence[Tensor | None],
+    expressions: str,
+    mode: str,
+    tile: int,
+    flags: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    a, b, scale, row_bias, col_bias = tensors[3:8]
+    assert a is not None
+    assert scale is not None
+    columns = b is not None and Plan(expressions, mode, tile, *flags).columns
+    biased = row_bias is not None or col_bias is not None
+    nothing = a.new_empty(0)
+    return (
+        torch.empty_like(a),
+        torch.empty_like(b) if columns and b is not None else nothing,
+        torch.empty_like(scale),
+        a.new_empty(a.shape[0]) if biased else a.new_empty(0),
+        a.new_empty(b.shape[0]) if biased and b is not None else a.new_empty(0),
     )

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diptych_contrast.kernel.tiles import LOG2_E, Pairs, exponentials, exponents, scores, unfold
+from diptych_contrast.kernel.tiles import (
+    LOG2_E,
+    Pairs,
+    Plan,
+    exponentials,
+    exponents,
+    open_pairs,
+    scores,
+)
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """Gradients of the inputs of a sweep.
+class Gradients(NamedTuple):
+    """Gradients of rows, columns, scale, row bias and column bias; empty where there are none.
 
-    Attributes:
-        a: Of the rows; in symmetric mode of both roles together.
-        b: Of the columns, zero in symmetric mode.
-        scale: Of the scales, shape (1,) or (k,).
-        row_bias: Of the row bias; in symmetric mode of both roles together.
-        col_bias: Of the column bias.
+    In symmetric mode rows and row bias hold both roles together.
     """
 
     a: Tensor
@@ -40,10 +42,11 @@ class _Weights:
 
     def __init__(self, pairs: Pairs, lse: Tensor) -> None:
         self.pairs = pairs
-        empty = lse == -math.inf
         # A row without pairs has no weights: exp(-inf - inf) is 0 where exp(-inf + inf) is NaN.
-        self.shift = lse if pairs.bounded else (lse * LOG2_E).masked_fill_(empty, math.inf)
-        self.inverse = (-lse).exp_().masked_fill_(empty, 0.0) if pairs.bounded else lse
+        if pairs.bounded:
+            self.inverse = _inverse(lse)
+        else:
+            self.shift = (lse * LOG2_E).masked_fill_(lse == -math.inf, math.inf)
 
     def scaled(self, coefficient: Tensor) -> Tensor:
         """Fold the normaliser into a coefficient of shape (k, sums) where exponentials are free."""
@@ -60,9 +63,8 @@ class _Weights:
             return
         others = self.others(rows, cols)
         for k, exponent in exponents(pairs, raw, rows, cols):
-            left = (exponent - self.shift[k, rows, None]).exp2_()
+            left = right = (exponent - self.shift[k, rows, None]).exp2_()
             pairs.masks.hide(left, k, rows, cols, 0.0)
-            right = left
             if others is not None:
                 right = (exponent - self.shift[k, None, others]).exp2_()
                 pairs.masks.hide(right, k, rows, cols, 0.0)
@@ -89,27 +91,25 @@ class _Sink:
     """Where weighted tiles add up to gradients."""
 
     def __init__(self, pairs: Pairs, *, columns: bool) -> None:
-        self.biases = biases = pairs.has_biases
+        a, b = pairs.a, pairs.b
         self.symmetric = pairs.mode == "symmetric"
-        self.a = torch.zeros_like(pairs.a)
-        self.b = torch.zeros_like(pairs.b) if columns else pairs.b.new_empty(0)
-        self.scale = torch.zeros_like(pairs.scale)
-        self.row_bias = pairs.a.new_zeros(len(pairs.a) if biases else 0)
-        self.col_bias = pairs.a.new_zeros(len(pairs.b) if biases and not self.symmetric else 0)
+        self.biased = pairs.row_bias is not None or pairs.col_bias is not None
+        self.a, self.scale = torch.zeros_like(a), torch.zeros_like(pairs.scale)
+        self.b = torch.zeros_like(b) if columns and not self.symmetric else b.new_empty(0)
+        self.row_bias = a.new_zeros(len(a) if self.biased else 0)
+        self.col_bias = a.new_zeros(len(b) if self.biased and not self.symmetric else 0)
 
-    def spread(
-        self, weight: Tensor, rows: slice, cols: slice, factors: tuple[Tensor, Tensor]
-    ) -> None:
+    def spread(self, weight: Tensor, rows: slice, cols: slice, a: Tensor, b: Tensor) -> None:
         """Add a weighted tile times the columns to the rows, its transpose to the columns."""
-        self.a[rows].addmm_(weight, factors[1][cols])
+        self.a[rows].addmm_(weight, b[cols])
         if self.symmetric:
             if rows.start != cols.start:
-                self.a[cols].addmm_(weight.t(), factors[0][rows])
+                self.a[cols].addmm_(weight.t(), a[rows])
         elif self.b.numel():
-            self.b[cols].addmm_(weight.t(), factors[0][rows])
+            self.b[cols].addmm_(weight.t(), a[rows])
 
     def add_biases(self, weight: Tensor, rows: slice, cols: slice) -> None:
-        if not self.biases:
+        if not self.biased:
             return
         self.row_bias[rows] += weight.sum(1)
         if not self.symmetric:
@@ -127,44 +127,42 @@ class _Sink:
 
 
 def first_order(
-    pairs: Pairs,
-    lse: Tensor,
-    upstream: Tensor,
-    kept: Tensor | None,
-    *,
-    columns: bool,
-    scale: bool,
+    plan: Plan, upstream: Tensor, lse: Tensor, extra: Tensor, *tensors: Tensor | None
 ) -> Gradients:
-    """Sweep again and pull the gradient of the log-sum-exp back to its inputs.
+    """Pull the gradient of the log-sum-exp back to its inputs.
 
     Args:
-        pairs: Rows, columns, masks.
-        lse: Result of the forward sweep, shape (k, sums).
+        plan: Masks, mode, tile, and which gradients are needed.
         upstream: Gradient of the result, shape (k, sums).
-        kept: Exponentials of a single tile, shape (k, n, m), where the forward sweep kept them.
-        columns: Whether the columns need their gradient.
-        scale: Whether the scale needs its.
+        lse: Result of the forward sweep, shape (k, sums).
+        extra: What the forward sweep left beside it.
+        *tensors: As for `tiles.open_pairs`.
 
     Returns:
         The gradients; those not asked for are empty or zero.
     """
-    weights, sink = _Weights(pairs, lse), _Sink(pairs, columns=columns)
+    if plan.fused and not plan.columns:
+        return _fused(upstream, extra, *tensors)
+    if extra.numel() and not plan.fused:
+        return _kept(plan, upstream, lse, extra, *tensors)
+    pairs = open_pairs(plan, *tensors)
+    weights, sink = _Weights(pairs, lse), _Sink(pairs, columns=plan.columns)
     coefficient = weights.scaled(upstream)
     one_scale = len(pairs.scale) == 1
-    for rows, cols, raw, parts in _tiles(weights, kept):
+    for rows, cols, raw in scores(pairs):
         total: Tensor | None = None
-        for k, tile in parts:
+        for k, tile in weights.tiles(raw, rows, cols):
             weight = weights.apply(tile, coefficient[k], rows, cols)
             sink.add_biases(weight, rows, cols)
             if not one_scale:
-                if scale:
+                if plan.scales:
                     sink.add_scale(k, weight * raw, rows, cols)
                 weight.mul_(pairs.scale[k])
             total = weight if total is None else total.add_(weight)
         if total is not None:
-            sink.spread(total, rows, cols, (pairs.a, pairs.b))
+            sink.spread(total, rows, cols, pairs.a, pairs.b)
     if one_scale:
-        if scale:
+        if plan.scales:
             # sum_ij W_ij a_i.b_j; the symmetric sum of the rows holds every pair in both orders.
             sink.scale[0] = (pairs.a * sink.a).sum() * (0.5 if sink.symmetric else 1.0)
         sink.a.mul_(pairs.scale)
@@ -172,22 +170,46 @@ def first_order(
     return sink.gradients()
 
 
-def _tiles(
-    weights: _Weights, kept: Tensor | None
-) -> Iterator[tuple[slice, slice, Tensor, Iterator[tuple[int, tuple[Tensor, Tensor]]]]]:
-    pairs = weights.pairs
-    if kept is not None:
-        rows, cols = slice(0, len(pairs.a)), slice(0, len(pairs.b))
-        raw = pairs.a @ pairs.b.t() if len(pairs.scale) > 1 else kept
-        yield rows, cols, raw, ((k, (kept[k], kept[k])) for k in range(len(kept)))
-        return
-    for rows, cols, raw in scores(pairs):
-        yield rows, cols, raw, weights.tiles(raw, rows, cols)
+def _fused(upstream: Tensor, products: Tensor, *tensors: Tensor | None) -> Gradients:
+    """Read the gradients off what the forward sweep accumulated."""
+    a, _, scale, row_bias, *_ = tensors
+    assert a is not None
+    assert scale is not None
+    weighted = upstream[:, :, None] * products
+    onto_scale = (weighted * a).sum((1, 2))
+    onto_scale = onto_scale if len(scale) > 1 else onto_scale.sum(0, keepdim=True)
+    onto_a = (weighted * scale[:, None, None]).sum(0)
+    onto_bias = a.new_empty(0) if row_bias is None else upstream.sum(0)
+    return Gradients(onto_a, a.new_empty(0), onto_scale, onto_bias, a.new_empty(0))
 
 
-def second_order(
-    pairs: Pairs, lse: Tensor, upstream: Tensor, cotangents: Gradients, *, scale: bool
-) -> tuple[Tensor, Gradients]:
+def _kept(
+    plan: Plan, upstream: Tensor, lse: Tensor, tile: Tensor, *tensors: Tensor | None
+) -> Gradients:
+    """Weigh the only tile there is, which the forward sweep kept."""
+    a, b, scale, *_ = tensors
+    assert a is not None
+    assert scale is not None
+    n, other = len(a), a if b is None else b
+    coefficient = (upstream * _inverse(lse)).mul_(scale)[0]
+    weight = coefficient[:n, None]
+    weight = (
+        weight * tile if plan.mode == "rows" else (weight + coefficient[-len(other) :]).mul_(tile)
+    )
+    onto_a = weight @ other
+    onto_b = a.new_empty(0) if b is None or not plan.columns else weight.t() @ a
+    onto_scale = torch.zeros_like(scale)
+    if plan.scales:
+        onto_scale = (a * onto_a).sum().div(scale if b is not None else 2 * scale)
+    return Gradients(onto_a, onto_b, onto_scale, a.new_empty(0), a.new_empty(0))
+
+
+def _inverse(lse: Tensor) -> Tensor:
+    """Return ``exp(-lse)``, 0 for rows without pairs."""
+    return lse.neg().exp_().nan_to_num_(posinf=0.0)
+
+
+def second_order(plan: Plan, upstream: Tensor, lse: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Differentiate `first_order`: two sweeps, memory O(nd).
 
     With cotangents a', b', h, r', c' of the gradients and
@@ -195,18 +217,18 @@ def second_order(
     ``m_i = sum_j P_ij T_ij``, the second weighs tiles by ``W_ij (T_ij - m_i)``.
 
     Args:
-        pairs: Rows, columns, masks.
-        lse: Result of the forward sweep, shape (k, sums).
+        plan: Masks, mode, tile.
         upstream: Gradient that `first_order` took, shape (k, sums).
-        cotangents: Gradients of the results of `first_order`; empty ones are zero.
-        scale: Whether the scale needs its gradient.
+        lse: Result of the forward sweep, shape (k, sums).
+        *tensors: The five gradients of the results of `first_order`, empty ones are zero; then as
+            for `tiles.open_pairs`.
 
     Returns:
         Gradient of ``upstream``, shape (k, sums), and of the inputs of the sweep.
     """
-    pairs = unfold(pairs)
+    pairs = open_pairs(plan, *tensors[5:])._replace(folded=False)
     weights = _Weights(pairs, lse)
-    slopes = _Slopes(pairs, cotangents)
+    slopes = _Slopes(pairs, Gradients(*tensors[:5]))
     means = torch.zeros_like(lse)
     for rows, cols, raw in scores(pairs):
         slots = pairs.column_slots(rows, cols)
@@ -217,7 +239,7 @@ def second_order(
             if slots is not None:
                 means[k, slots] += (right * slope).sum(0)
     means = weights.scaled(means)
-    sink = _Sink(pairs, columns=pairs.mode != "symmetric")
+    sink = _Sink(pairs, columns=True)
     coefficient, centre = weights.scaled(upstream), weights.scaled(upstream * means)
     for rows, cols, raw in scores(pairs):
         cross = slopes.cross(rows, cols)
@@ -227,27 +249,25 @@ def second_order(
             change = weight * slopes.tile(k, raw, cross, rows, cols)
             change -= weights.apply(tile, centre[k], rows, cols)
             sink.add_biases(change, rows, cols)
-            if scale:
+            if plan.scales:
                 sink.add_scale(k, change * raw + weight * cross, rows, cols)
-            beta, h = slopes.factors(k)
-            onto_inputs.addcmul_(change, beta).addcmul_(weight, h)
-            onto_cotangents.addcmul_(weight, beta)
-        sink.spread(onto_inputs, rows, cols, (pairs.a, pairs.b))
-        sink.spread(onto_cotangents, rows, cols, (slopes.a, slopes.b))
-    return means, sink.gradients()
+            onto_inputs.addcmul_(change, pairs.beta(k)).addcmul_(weight, slopes.h(k))
+            onto_cotangents.addcmul_(weight, pairs.beta(k))
+        sink.spread(onto_inputs, rows, cols, pairs.a, pairs.b)
+        sink.spread(onto_cotangents, rows, cols, slopes.a, slopes.b)
+    return means, *sink.gradients()
 
 
 class _Slopes:
     """The tiles ``T_ij``: how the scores change along the cotangents."""
 
     def __init__(self, pairs: Pairs, cotangents: Gradients) -> None:
-        symmetric = pairs.mode == "symmetric"
-        self.pairs, self.scale = pairs, cotangents.scale
-        self.a = cotangents.a
-        self.b = cotangents.b if cotangents.b.numel() else torch.zeros_like(pairs.b)
-        self.b = self.a if symmetric else self.b
-        self.row_bias = cotangents.row_bias
-        self.col_bias = cotangents.row_bias if symmetric else cotangents.col_bias
+        self.pairs = pairs
+        self.a, self.b, self.scale, self.row_bias, self.col_bias = cotangents
+        if pairs.mode == "symmetric":
+            self.b, self.col_bias = self.a, self.row_bias
+        elif not self.b.numel():
+            self.b = torch.zeros_like(pairs.b)
         self._left = torch.cat([self.a, pairs.a], 1)
         self._right = torch.cat([pairs.b, self.b], 1)
 
@@ -255,14 +275,12 @@ class _Slopes:
         """Return ``a'_i.b_j + a_i.b'_j``."""
         return self._left[rows] @ self._right[cols].t()
 
-    def factors(self, k: int) -> tuple[Tensor, Tensor]:
-        """Return the scale of mask k and its cotangent."""
-        k = k if len(self.scale) > 1 else 0
-        return self.pairs.scale[k], self.scale[k]
+    def h(self, k: int) -> Tensor:
+        """Return the cotangent of the scale of mask k."""
+        return self.scale[k if len(self.scale) > 1 else 0]
 
     def tile(self, k: int, raw: Tensor, cross: Tensor, rows: slice, cols: slice) -> Tensor:
-        beta, h = self.factors(k)
-        slope = (cross * beta).addcmul_(raw, h)
+        slope = (cross * self.pairs.beta(k)).addcmul_(raw, self.h(k))
         if self.row_bias.numel():
             slope.add_(self.row_bias[rows, None])
         if self.col_bias.numel():

@@ -15,13 +15,6 @@ def call(function: type[Function], *arguments: Any) -> Any:
 
     ``Function.apply`` binds default arguments by `inspect` at every call, which for small batches
     costs more than the sweep. Only functional transforms and the compiler need that way.
-
-    Args:
-        function: The function.
-        *arguments: All of its arguments.
-
-    Returns:
-        What it returns.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -36,18 +29,20 @@ def loop(
     Args:
         function: The function.
         size: Number of elements.
-        dims: Batch dimension of each argument, None where it has none.
+        dims: Batch dimension of each argument; no number where it has none.
         arguments: The arguments.
 
     Returns:
         The stacked results and their batch dimensions, as `torch.func.vmap` wants them.
     """
-    results = []
-    for index in range(size):
-        element = [
-            value.select(dim, index) if isinstance(dim, int) else value
-            for value, dim in zip(arguments, dims, strict=True)
-        ]
-        results.append(function.apply(*element))
+    results = [
+        function.apply(
+            *(
+                value.select(dim, index) if isinstance(dim, int) else value
+                for value, dim in zip(arguments, dims, strict=True)
+            )
+        )
+        for index in range(size)
+    ]
     stacked = tuple(torch.stack(values) for values in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)

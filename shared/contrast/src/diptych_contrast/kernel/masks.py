@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -78,17 +79,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 @cache
 def parse(expression: str) -> Tree:
-    """Read a mask expression into nested tuples ``("and" | "or" | "not", part, ...)``.
-
-    Args:
-        expression: Words of `ATOMS` joined by ``&``, ``|``, ``~`` and brackets.
-
-    Returns:
-        A word or a nested tuple.
-
-    Raises:
-        ContrastInputError: The text is no such expression.
-    """
+    """Read a mask expression into a word of `ATOMS` or ``("and" | "or" | "not", part, ...)``."""
     try:
         return _read(ast.parse(expression, mode="eval").body)
     except (SyntaxError, KeyError, TypeError):
@@ -101,8 +92,8 @@ def parse(expression: str) -> Tree:
 
 
 def _read(node: ast.AST) -> Tree:
-    if isinstance(node, ast.Name):
-        return {atom: atom for atom in ATOMS}[node.id]
+    if isinstance(node, ast.Name) and node.id in ATOMS:
+        return node.id
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
         return ("not", _read(node.operand))
     if isinstance(node, ast.BinOp):
@@ -111,29 +102,19 @@ def _read(node: ast.AST) -> Tree:
     raise TypeError
 
 
-def words(tree: Tree) -> Iterator[str]:
-    """Yield the words an expression uses."""
-    if isinstance(tree, str):
-        yield tree
-    else:
-        for part in tree[1:]:
-            yield from words(part)
-
-
-@dataclass(frozen=True)
 class _Key:
     """One key of rows and columns with its range in every tile, for tiles that need no mask."""
 
-    rows: Tensor
-    cols: Tensor
-    row_ranges: list[tuple[int, int]]
-    col_ranges: list[tuple[int, int]]
-    tile: int
+    def __init__(self, rows: Tensor, cols: Tensor, tile: int) -> None:
+        self.rows, self.cols, self.tile = rows, cols, tile
+        # A single tile gains nothing from ranges, and reading them would stop a GPU.
+        ranged = rows.device.type == "cpu" and max(len(rows), len(cols)) > tile
+        self.ranges = (_ranges(rows, tile), _ranges(cols, tile)) if ranged else None
 
     def equal(self, rows: slice, cols: slice) -> bool | Tensor:
-        if self.row_ranges:
-            low, high = self.row_ranges[rows.start // self.tile]
-            least, most = self.col_ranges[cols.start // self.tile]
+        if self.ranges is not None:
+            low, high = self.ranges[0][rows.start // self.tile]
+            least, most = self.ranges[1][cols.start // self.tile]
             if low > most or least > high:
                 return False
             if low == high == least == most:
@@ -142,8 +123,6 @@ class _Key:
 
 
 def _ranges(key: Tensor, tile: int) -> list[tuple[int, int]]:
-    if key.device.type != "cpu":  # pragma: no cover - CUDA only: reading would wait for the device
-        return []
     return [(int(part.min()), int(part.max())) for part in torch.split(key, tile)]
 
 
@@ -170,29 +149,25 @@ class Masks:
         device: torch.device,
     ) -> None:
         self.trees = [parse(text) for text in expressions.split(",")]
-        used = {word for tree in self.trees for word in words(tree)}
-        self._diagonal = all(key is None for key in (*keys[:2], *keys[3:5]))
+        self._positions = all(key is None for key in (*keys[:2], *keys[3:5]))
         self._keys: dict[str, _Key] = {}
-        for at, name in enumerate(("id", "view", "label")):
-            row, col = keys[at], keys[at + 3]
-            if name == "id" and row is None and col is None and not self._diagonal_suffices(used):
-                row, col = (torch.arange(length, device=device) for length in shape)
+        for name, row, col in zip(("id", "view", "label"), keys[:3], keys[3:], strict=True):
             if row is not None and col is not None:
-                self._keys[name] = _Key(row, col, _ranges(row, tile), _ranges(col, tile), tile)
-        if "same_label" in used and "label" not in self._keys:
+                self._keys[name] = _Key(row, col, tile)
+        words = set() if self._simple() else set(re.findall(r"\w+", expressions))
+        if keys[0] is None and keys[3] is None and words & {"same_id", "not_self"}:
+            row, col = (torch.arange(length, device=device) for length in shape)
+            self._keys["id"] = _Key(row, col, tile)
+        if "same_label" in words and "label" not in self._keys:
             raise ContrastInputError(
                 "pair kernel", "keys", "has no labels", "give every row a label"
             )
 
-    def _diagonal_suffices(self, used: set[str]) -> bool:
-        return (
-            self._diagonal
-            and "same_id" not in used
-            and all(tree == "not_self" or "not_self" not in words(tree) for tree in self.trees)
-        )
+    def _simple(self) -> bool:
+        return self._positions and all(tree in {"any", "not_self"} for tree in self.trees)
 
     def hide(self, tile: Tensor, index: int, rows: slice, cols: slice, value: float) -> Tensor:
-        """Write ``value`` over the pairs that mask ``index`` leaves out, in place.
+        """Write ``value`` in place over the pairs of a tile that mask ``index`` leaves out.
 
         Args:
             tile: One value a pair, shape (rows, cols).
@@ -204,7 +179,7 @@ class Masks:
         Returns:
             The same tile.
         """
-        if self._diagonal and self.trees[index] == "not_self":
+        if self._positions and self.trees[index] == "not_self":
             if rows.start < cols.stop and cols.start < rows.stop:
                 tile.diagonal(rows.start - cols.start).fill_(value)
             return tile
@@ -222,12 +197,10 @@ class Masks:
         decisive = tree[0] == "or"
         if any(part is decisive for part in parts):
             return decisive
-        result: bool | Tensor = not decisive
-        for part in parts:
-            if isinstance(part, Tensor):
-                joined = result if isinstance(result, Tensor) else None
-                result = part if joined is None else joined | part if decisive else joined & part
-        return result
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        if len(tensors) == 2:
+            return tensors[0] | tensors[1] if decisive else tensors[0] & tensors[1]
+        return tensors[0] if tensors else not decisive
 
     def _atom(self, word: str, rows: slice, cols: slice) -> bool | Tensor:
         if word == "any":

@@ -12,25 +12,27 @@ from torch.autograd import Function
 from diptych_contrast.kernel.call import call
 
 _SMALLEST = 1e-12
+_PART = 4096  # rows at once: a norm in float64 copies its input
 
 
 def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Divide every row by its length, ``x / max(|x|, 1e-12)``.
+    """Divide every row by its length, ``x / max(|x|, 1e-12)``, at least in float32.
 
-    A zero row stays zero and gets zero gradient. Lengths are accumulated in float64, so rows of
-    length 1e-20 or 1e20 are safe. Differentiable any number of times.
+    A zero row stays zero; rows shorter than 1e-12 get zero gradient. Lengths are accumulated in
+    float64, so rows of length 1e20 are safe. Differentiable any number of times.
 
     Args:
-        x: Shape (n, d), float32 or float64.
+        x: Shape (n, d), floating point.
 
     Returns:
-        Shape (n, d).
+        Shape (n, d), float32 or float64.
 
     Example:
         >>> unit_rows(torch.tensor([[3.0, 4.0]]))
         tensor([[0.6000, 0.8000]])
     """
-    unit: Tensor = call(_UnitRows, x)[0]
+    wide = x if x.dtype in {torch.float32, torch.float64} else x.float()
+    unit: Tensor = call(_UnitRows, wide)[0]
     return unit
 
 
@@ -39,19 +41,31 @@ class _UnitRows(Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
-        inverse = length.clamp_min(_SMALLEST).reciprocal_().mul_(length > 0).to(x.dtype)
+        if len(x) <= _PART:
+            length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
+        else:
+            length = torch.cat(
+                [
+                    torch.linalg.vector_norm(part, dim=1, keepdim=True, dtype=torch.float64)
+                    for part in torch.split(x, _PART)
+                ]
+            )
+        inverse = length.clamp_min_(_SMALLEST).reciprocal_().to(x.dtype)
         return x * inverse, inverse
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, onto_inverse: Tensor) -> Tensor:
+    def backward(ctx: Any, upstream: Tensor | None, onto_inverse: Tensor | None) -> Tensor:
         unit, inverse = ctx.saved_tensors
-        # The inverse length is constant, so nothing is projected out, below the smallest length.
-        along = (unit * upstream).sum(1, keepdim=True) + onto_inverse * inverse
-        along = along * (inverse < 1.0 / _SMALLEST)
-        onto_x: Tensor = (upstream - unit * along) * inverse
+        if upstream is None:
+            upstream = torch.zeros_like(unit)
+        slope = inverse * (inverse < 1.0 / _SMALLEST)
+        along = torch.linalg.vecdot(unit, upstream)[:, None]
+        if onto_inverse is not None:
+            along = along + onto_inverse * inverse
+        onto_x: Tensor = torch.addcmul(upstream, unit, along, value=-1.0).mul_(slope)
         return onto_x

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,34 @@ _SAFE_EXPONENT = {torch.float32: 87.0, torch.float64: 700.0}
 _FLOOR = -1e30
 
 
-@dataclass(frozen=True)
-class Pairs:
+class Plan(NamedTuple):
+    """What a sweep is told beside tensors.
+
+    Attributes:
+        expressions: Mask expressions, joined by commas.
+        mode: ``rows`` sums over columns, ``both`` also over rows, ``symmetric`` both at once over
+            the tiles on and above the diagonal.
+        tile: Rows and columns of a tile.
+        unit: No row or column is longer than 1.
+        fused: Accumulate the gradient of the rows in the forward sweep (mode ``rows``).
+        keep: Keep the exponentials of a single plain tile for the backward sweep.
+        peak: Also give the largest score of every row.
+        columns: Backward: the columns need their gradient.
+        scales: Backward: the scale needs its gradient.
+    """
+
+    expressions: str
+    mode: str
+    tile: int
+    unit: bool = False
+    fused: bool = False
+    keep: bool = False
+    peak: bool = False
+    columns: bool = True
+    scales: bool = True
+
+
+class Pairs(NamedTuple):
     """Rows, columns and what is said about their pairs.
 
     Attributes:
@@ -37,8 +63,7 @@ class Pairs:
         row_bias: Added to the scores of a row, shape (n,).
         col_bias: Added to the scores of a column, shape (m,); the row bias in symmetric mode.
         masks: The k masks.
-        mode: ``rows`` sums over columns, ``both`` also over rows, ``symmetric`` both at once over
-            the tiles on and above the diagonal.
+        mode: As in `Plan`.
         tile: Rows and columns of a tile.
         bounded: True where exponentials need no running maximum.
         folded: True where the scale is multiplied into the rows before the product.
@@ -55,15 +80,9 @@ class Pairs:
     bounded: bool
     folded: bool
 
-    @property
-    def sums(self) -> int:
-        """Number of sums: rows, and in mode ``both`` also columns."""
-        return len(self.a) + (len(self.b) if self.mode == "both" else 0)
-
-    @property
-    def has_biases(self) -> bool:
-        """Whether any bias is added to the scores."""
-        return self.row_bias is not None or self.col_bias is not None
+    def beta(self, k: int) -> Tensor:
+        """Scale of mask k."""
+        return self.scale[k if len(self.scale) > 1 else 0]
 
     def column_slots(self, rows: slice, cols: slice) -> slice | None:
         """Where the column sums of a tile belong, None where it gives none."""
@@ -72,54 +91,34 @@ class Pairs:
         return cols if self.mode == "symmetric" and rows.start != cols.start else None
 
 
-def open_pairs(
-    a: Tensor,
-    b: Tensor | None,
-    scale: Tensor,
-    biases: Sequence[Tensor | None],
-    keys: Sequence[Tensor | None],
-    expressions: str,
-    mode: str,
-    tile: int,
-    unit: bool,
-) -> Pairs:
-    """Gather the flat arguments of a sweep, and choose bound or running maximum.
+def open_pairs(plan: Plan, *tensors: Tensor | None) -> Pairs:
+    """Read the arguments of a sweep, and choose bound or running maximum.
 
     Args:
-        a: Rows, shape (n, d).
-        b: Columns, shape (m, d), or None in symmetric mode.
-        scale: ``1/temperature``, shape (1,) or (k,).
-        biases: Bias of the rows and of the columns, each a vector or None.
-        keys: The six keys in the order of `masks.KEYS`.
-        expressions: Mask expressions, joined by commas.
-        mode: ``rows``, ``both`` or ``symmetric``.
-        tile: Rows and columns of a tile.
-        unit: No row or column is longer than 1.
+        plan: Masks, mode, tile.
+        *tensors: Rows (n, d); columns (m, d), None in symmetric mode; scale (1,) or (k,); bias of
+            the rows and of the columns, or None; the six keys in the order of `masks.KEYS`.
 
     Returns:
         The pairs.
     """
-    row_bias, col_bias = biases
+    a, b, scale, row_bias, col_bias, *keys = tensors
+    assert a is not None
+    assert scale is not None
     if b is None:
-        b, col_bias = a, row_bias
-        keys = (*keys[:3], *keys[:3])
-    masks = Masks(expressions, keys, (len(a), len(b)), tile, a.device)
-    bounded = _is_bounded(a, b, scale, (row_bias, col_bias), unit)
+        b, col_bias, keys = a, row_bias, [*keys[:3], *keys[:3]]
+    masks = Masks(plan.expressions, keys, (len(a), len(b)), plan.tile, a.device)
+    bounded = _is_bounded(a, b, scale, (row_bias, col_bias), plan.unit)
     folded = len(scale) == 1
-    return Pairs(a, b, scale, row_bias, col_bias, masks, mode, tile, bounded, folded)
-
-
-def unfold(pairs: Pairs) -> Pairs:
-    """Return the same pairs with scores that do not yet hold the scale."""
-    return replace(pairs, folded=False)
+    return Pairs(a, b, scale, row_bias, col_bias, masks, plan.mode, plan.tile, bounded, folded)
 
 
 def _is_bounded(
-    a: Tensor, b: Tensor, scale: Tensor, biases: Sequence[Tensor | None], unit: bool
+    a: Tensor, b: Tensor, scale: Tensor, biases: tuple[Tensor | None, ...], unit: bool
 ) -> bool:
     if a.device.type != "cpu":  # pragma: no cover - CUDA only: reading would wait for the device
         return False
-    most = float(scale.abs().amax())
+    most: float = max(abs(value) for value in scale.tolist())
     if not unit:
         longest = float(torch.linalg.vector_norm(a, dim=1).amax())
         other = longest if b is a else float(torch.linalg.vector_norm(b, dim=1).amax())
@@ -133,7 +132,7 @@ def default_tile(rows: int = 0, columns: int = 0, itemsize: int = 4) -> int:
     """Return the tile that ``tile="auto"`` stands for.
 
     Small inputs take a single tile; larger ones 512 rows and columns, which with their operands
-    stay in the second-level cache of one core, or on a GPU 2,048. ``DIPTYCH_TILE`` wins over both.
+    stay in the second-level cache of one core. ``DIPTYCH_TILE`` wins over both.
 
     Args:
         rows: Number of rows, 0 for the tile of large inputs.
@@ -161,30 +160,23 @@ def default_tile(rows: int = 0, columns: int = 0, itemsize: int = 4) -> int:
     return 512
 
 
-def tiles(pairs: Pairs) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of every tile; in symmetric mode on and above the diagonal."""
-    n, m, size = len(pairs.a), len(pairs.b), pairs.tile
-    for i in range(0, n, size):
-        for j in range(i if pairs.mode == "symmetric" else 0, m, size):
-            yield slice(i, min(i + size, n)), slice(j, min(j + size, m))
-
-
 def scores(pairs: Pairs) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield every tile of products, times ``scale * log2(e)`` where the scale is folded in.
 
-    The tile is one buffer: it is overwritten by the next.
+    In symmetric mode these are the tiles on and above the diagonal. The tile is one buffer: it is
+    overwritten by the next.
     """
-    n, m = min(pairs.tile, len(pairs.a)), min(pairs.tile, len(pairs.b))
-    buffer = pairs.a.new_empty(n * m)
+    n, m, size = len(pairs.a), len(pairs.b), pairs.tile
+    buffer = pairs.a.new_empty(min(size, n) * min(size, m))
     factor = pairs.scale * LOG2_E if pairs.folded else None
-    block, start = pairs.a[:0], -1
-    for rows, cols in tiles(pairs):
-        if rows.start != start:
-            block, start = pairs.a[rows], rows.start
-            block = block if factor is None else block * factor
-        shape = (rows.stop - rows.start, cols.stop - cols.start)
-        tile = buffer[: shape[0] * shape[1]].view(shape)
-        yield rows, cols, torch.mm(block, pairs.b[cols].t(), out=tile)
+    for i in range(0, n, size):
+        rows = slice(i, min(i + size, n))
+        block = pairs.a[rows] if factor is None else pairs.a[rows] * factor
+        for j in range(i if pairs.mode == "symmetric" else 0, m, size):
+            cols = slice(j, min(j + size, m))
+            shape = (rows.stop - rows.start, cols.stop - cols.start)
+            tile = buffer[: shape[0] * shape[1]].view(shape)
+            yield rows, cols, torch.mm(block, pairs.b[cols].t(), out=tile)
 
 
 def exponents(
@@ -194,107 +186,98 @@ def exponents(
 
     With one scale for several masks the tile is the same for all; the last user may overwrite it.
     """
-    if pairs.folded:
-        tile = products
-        if pairs.row_bias is not None:
-            tile.add_(pairs.row_bias[rows, None], alpha=LOG2_E)
-        if pairs.col_bias is not None:
-            tile.add_(pairs.col_bias[None, cols], alpha=LOG2_E)
-        for index in range(len(pairs.masks.trees)):
-            yield index, tile
-        return
-    for index in range(len(pairs.masks.trees)):
-        tile = products * (pairs.scale[index if len(pairs.scale) > 1 else 0] * LOG2_E)
-        if pairs.row_bias is not None:
-            tile.add_(pairs.row_bias[rows, None], alpha=LOG2_E)
-        if pairs.col_bias is not None:
-            tile.add_(pairs.col_bias[None, cols], alpha=LOG2_E)
-        yield index, tile
+    for k in range(len(pairs.masks.trees)):
+        tile = products if pairs.folded else products * (pairs.beta(k) * LOG2_E)
+        if k == 0 or not pairs.folded:
+            if pairs.row_bias is not None:
+                tile.add_(pairs.row_bias[rows, None], alpha=LOG2_E)
+            if pairs.col_bias is not None:
+                tile.add_(pairs.col_bias[None, cols], alpha=LOG2_E)
+        yield k, tile
 
 
 def exponentials(
     pairs: Pairs, products: Tensor, rows: slice, cols: slice
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield for each mask its index and the masked ``exp(S)`` of the tile (bounded pairs only)."""
-    count = len(pairs.masks.trees)
-    shared: Tensor | None = None
-    for index, tile in exponents(pairs, products, rows, cols):
-        if pairs.folded:
-            shared = tile.exp2_() if shared is None else shared
-            own = shared if index == count - 1 else shared.clone()
-        else:
-            own = tile.exp2_()
-        yield index, pairs.masks.hide(own, index, rows, cols, 0.0)
+    last = len(pairs.masks.trees) - 1
+    for k, tile in exponents(pairs, products, rows, cols):
+        if k == 0 or not pairs.folded:
+            tile.exp2_()
+        own = tile.clone() if pairs.folded and k < last else tile
+        yield k, pairs.masks.hide(own, k, rows, cols, 0.0)
 
 
-@dataclass(frozen=True)
-class Sums:
-    """What a forward sweep leaves.
-
-    Attributes:
-        lse: Natural log of the sums, minus infinity where nothing counts, shape (k, n) or, in
-            mode ``both``, (k, n + m).
-        peak: Largest score that counts, same shape; empty unless asked for.
-        extra: ``sum_j exp(S_ij - lse_i) b_j``, shape (k, n, d), where asked for; or the
-            exponentials themselves, shape (k, n, m), where kept; else empty.
-    """
-
-    lse: Tensor
-    peak: Tensor
-    extra: Tensor
-
-
-def sum_exponentials(pairs: Pairs, *, fused: bool, keep: bool, peak: bool) -> Sums:
+def sum_exponentials(plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Sweep over all tiles and sum their exponentials.
 
     Args:
-        pairs: Rows, columns, masks.
-        fused: Also accumulate the product with the columns, so that no backward sweep is needed.
-        keep: Keep the exponentials where there is a single bounded tile.
-        peak: Also keep the largest score of every row.
+        plan: Masks, mode, tile.
+        *tensors: As for `open_pairs`.
 
     Returns:
-        The sums.
+        Natural log of the sums, minus infinity where nothing counts, shape (k, n), in mode
+        ``both`` (k, n + m); the largest scores, same shape, empty unless asked for; and
+        ``sum_j exp(S_ij - lse_i) b_j``, shape (k, n, d), where fused, or the exponentials
+        themselves, shape (n, m), where kept, else empty.
     """
-    if pairs.bounded:
-        return _sum_bounded(pairs, fused, keep, peak)
-    return _sum_streaming(pairs, fused, peak)
-
-
-def _sum_bounded(pairs: Pairs, fused: bool, keep: bool, peak: bool) -> Sums:
+    pairs = open_pairs(plan, *tensors)
+    if _is_kept(plan, pairs):
+        return _sum_kept(pairs, plan.peak)
     a, b, count = pairs.a, pairs.b, len(pairs.masks.trees)
-    totals = a.new_zeros(count, pairs.sums)
-    tops = a.new_zeros(count, pairs.sums) if peak else a.new_empty(0)
-    products = a.new_zeros(count, len(a), a.shape[1]) if fused else a.new_empty(0)
-    single = pairs.tile >= max(len(a), len(b)) and not fused
-    fits = count * len(a) * len(b) * a.element_size() <= SINGLE_TILE_BYTES
-    kept: list[Tensor] = []
+    sums = len(a) + (len(b) if pairs.mode == "both" else 0)
+    totals = a.new_zeros(count, sums)
+    extra = a.new_zeros(count, *a.shape) if plan.fused else a.new_empty(0)
+    wanted = plan.peak or not pairs.bounded
+    tops = a.new_full((count, sums), 0.0 if pairs.bounded else _FLOOR) if wanted else a.new_empty(0)
+    sweep = _sum_bounded if pairs.bounded else _sum_streaming
+    sweep(pairs, plan, totals, tops, extra)
+    if plan.fused:
+        extra /= totals[:, : len(a), None].clamp_min(torch.finfo(a.dtype).tiny)
+    if pairs.bounded:
+        return totals.log_(), tops.log_() if plan.peak else tops, extra
+    lse = torch.where(totals > 0, totals.log() + tops / LOG2_E, -math.inf)
+    tops = torch.where(totals > 0, tops / LOG2_E, -math.inf) if plan.peak else a.new_empty(0)
+    return lse, tops, extra
+
+
+def _is_kept(plan: Plan, pairs: Pairs) -> bool:
+    n, m = len(pairs.a), len(pairs.b)
+    single = pairs.tile >= max(n, m) and n * m * pairs.a.element_size() <= SINGLE_TILE_BYTES
+    plain = pairs.bounded and pairs.folded and len(pairs.masks.trees) == 1
+    unbiased = pairs.row_bias is None and pairs.col_bias is None
+    return plan.keep and not plan.fused and single and plain and unbiased
+
+
+def _sum_kept(pairs: Pairs, peak: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the only tile there is and keep it: small batches are bound by the number of calls."""
+    nothing, factor = pairs.a.new_empty(0), pairs.scale.item() * LOG2_E
+    tile = torch.addmm(pairs.scale[0], pairs.a, pairs.b.t(), beta=0.0, alpha=factor).exp2_()
+    pairs.masks.hide(tile, 0, slice(0, len(pairs.a)), slice(0, len(pairs.b)), 0.0)
+    sides = (1, 0) if pairs.mode == "both" else (1,)
+    sums = torch.cat([tile.sum(side) for side in sides])[None].log_()
+    tops = torch.cat([tile.amax(side) for side in sides])[None].log_() if peak else nothing
+    return sums, tops, tile
+
+
+def _sum_bounded(pairs: Pairs, plan: Plan, totals: Tensor, tops: Tensor, products: Tensor) -> None:
     for rows, cols, raw in scores(pairs):
         slots = pairs.column_slots(rows, cols)
         for k, tile in exponentials(pairs, raw, rows, cols):
-            totals[k, rows] += tile.sum(1)
-            if slots is not None:
-                totals[k, slots] += tile.sum(0)
-            if peak:
-                tops[k, rows] = torch.maximum(tops[k, rows], tile.amax(1))
-                if slots is not None:
-                    tops[k, slots] = torch.maximum(tops[k, slots], tile.amax(0))
-            if fused:
-                products[k, rows].addmm_(tile, b[cols])
-            if keep and single and fits:
-                kept.append(tile)
-    if fused:
-        products /= totals[:, : len(a), None].clamp_min(torch.finfo(a.dtype).tiny)
-    if kept:
-        products = kept[0][None] if count == 1 else torch.stack(kept)
-    return Sums(totals.log(), tops.log() if peak else tops, products)
+            for dim, where in ((1, rows), (0, slots)):
+                if where is None:
+                    continue
+                totals[k, where].add_(tile.sum(dim))
+                if plan.peak:
+                    top = tops[k, where]
+                    torch.maximum(top, tile.amax(dim), out=top)
+            if plan.fused:
+                products[k, rows].addmm_(tile, pairs.b[cols])
 
 
-def _sum_streaming(pairs: Pairs, fused: bool, peak: bool) -> Sums:
-    a, b, count = pairs.a, pairs.b, len(pairs.masks.trees)
-    totals = a.new_zeros(count, pairs.sums)
-    tops = a.new_full((count, pairs.sums), _FLOOR)
-    products = a.new_zeros(count, len(a), a.shape[1]) if fused else a.new_empty(0)
+def _sum_streaming(
+    pairs: Pairs, plan: Plan, totals: Tensor, tops: Tensor, products: Tensor
+) -> None:
     for rows, cols, raw in scores(pairs):
         slots = pairs.column_slots(rows, cols)
         for k, exponent in exponents(pairs, raw, rows, cols):
@@ -302,14 +285,8 @@ def _sum_streaming(pairs: Pairs, fused: bool, peak: bool) -> Sums:
             if slots is not None:
                 _absorb(totals[k, slots], tops[k, slots], tile, 0)
             shrink, exponential = _absorb(totals[k, rows], tops[k, rows], tile, 1)
-            if fused:
-                products[k, rows] *= shrink[:, None]
-                products[k, rows].addmm_(exponential, b[cols])
-    if fused:
-        products /= totals[:, : len(a), None].clamp_min(torch.finfo(a.dtype).tiny)
-    lse = torch.where(totals > 0, totals.log() + tops / LOG2_E, -math.inf)
-    tops = torch.where(totals > 0, tops / LOG2_E, -math.inf) if peak else a.new_empty(0)
-    return Sums(lse, tops, products)
+            if plan.fused:
+                products[k, rows].mul_(shrink[:, None]).addmm_(exponential, pairs.b[cols])
 
 
 def _absorb(total: Tensor, top: Tensor, tile: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Unpack
 
 import torch
@@ -13,13 +14,13 @@ from diptych_contrast.common import (
     LossResult,
     Options,
     TemperatureLike,
+    check_several,
     read_embeddings,
     read_options,
     read_scale,
     reduce_rows,
 )
 from diptych_contrast.dist import gather_with_grad
-from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.kernel import log_sums
 from diptych_contrast.statistics import (
     moments_between,
@@ -61,15 +62,15 @@ def clip_loss(
     """
     options = read_options("clip_loss", common)
     first, second = read_embeddings(options, x=x, y=y).unbind(0)
-    check_several(options, "x", first)
+    check_several(options, "x", x)
     scale = read_scale(options, temperature, first)
-    positive = (first * second).sum(1) * scale
-    lse, peak = both_sums(options, first, second, scale, peak=options.return_info)
+    score = (first * second).sum(1)
+    positive = score * scale
+    lse, peak = both_sums(options, first, second, scale)
     loss = reduce_rows(options, lse.view(2, -1).mean(0) - positive, None)
     if not options.return_info:
         return loss
-    doubled = positive.detach().repeat(2)
-    positives = moments_of((first.detach() * second.detach()).sum(1))
+    doubled, positives = positive.detach().repeat(2), moments_of(score)
     info = pair_info(
         rows=len(first),
         valid=None,
@@ -77,7 +78,7 @@ def clip_loss(
         positives=positives,
         negatives=moments_between(first, second) - positives,
         # Every negative pair stands in one row and in one column.
-        negative_lse=subtract_exp(lse.detach(), doubled) - torch.log(lse.new_tensor(2.0)),
+        negative_lse=subtract_exp(lse, doubled) - math.log(2.0),
         hits=reaches(doubled, peak).view(2, -1).all(0),
         peak=peak,
         scale=scale,
@@ -85,18 +86,9 @@ def clip_loss(
     return loss, info
 
 
-def check_several(options: Options, argument: str, rows: Tensor) -> None:
-    """Refuse a single row where the negatives are the other rows."""
-    if len(rows) < 2 and options.group is None:
-        raise ContrastInputError(
-            options.function, argument, "has a single row", "pass at least two samples"
-        )
-
-
-def both_sums(
-    options: Options, x: Tensor, y: Tensor, scale: Tensor, *, peak: bool
-) -> tuple[Tensor, Tensor]:
+def both_sums(options: Options, x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of rows, then of columns, shape (2n,), and the largest scores alike."""
+    peak = options.return_info
     if options.group is None:
         lse, top = log_sums(x, y, scale, ("any",), both=True, peak=peak, engine=options.engine)
         return lse.flatten(), top.flatten()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Unpack
+import math
+from typing import Literal, NamedTuple, Unpack, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,9 @@ from diptych_contrast.common import (
     LossResult,
     Options,
     TemperatureLike,
+    check_choice,
     check_device,
+    check_several,
     local_engine,
     read_embeddings,
     read_options,
@@ -24,9 +26,8 @@ from diptych_contrast.common import (
 )
 from diptych_contrast.dist import gather_with_grad
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.kernel import PairInfo, PairMask, log_sums
-from diptych_contrast.kernel.normalize import unit_rows
-from diptych_contrast.pairwise.clip_loss import both_sums, check_several
+from diptych_contrast.kernel import PairInfo, PairMask, log_sums, unit_rows
+from diptych_contrast.pairwise.clip_loss import both_sums
 from diptych_contrast.state import KeyQueue
 from diptych_contrast.statistics import (
     Moments,
@@ -38,7 +39,6 @@ from diptych_contrast.statistics import (
 )
 
 Source = Literal["in_batch", "queue", "rows"]
-_SOURCES = ("in_batch", "queue", "rows")
 
 
 def info_nce(
@@ -88,11 +88,11 @@ def info_nce(
     parts: list[_Part] = []
     if "in_batch" in sources:
         check_several(options, "q", first)
-        parts.append(_in_batch(options, first, second, scale, symmetric, options.return_info))
+        parts.append(_in_batch(options, first, second, scale, symmetric))
     if "queue" in sources and queue is not None:
-        parts.append(_queue(options, first, queue, scale, options.return_info))
+        parts.append(_queue(options, first, queue, scale))
     if "rows" in sources and row_negatives is not None:
-        parts.append(_rows(options, first, row_negatives, scale, options.return_info))
+        parts.append(_rows(options, first, row_negatives, scale))
     if symmetric:
         losses = parts[0].lse.view(2, -1).mean(0) - positive
         valid = None
@@ -105,11 +105,10 @@ def info_nce(
     loss = reduce_rows(options, losses, valid)
     if not options.return_info:
         return loss
-    return loss, _info(options, (q, k), positive, parts, valid, scale, sources)
+    return loss, _info((q, k), positive, parts, valid, scale, sources)
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """One source of negatives: its sums, largest scores and moments."""
 
     lse: Tensor
@@ -120,14 +119,10 @@ class _Part:
 def _check_sources(
     sources: tuple[str, ...], queue: object, row_negatives: Tensor | None, symmetric: bool
 ) -> None:
-    unknown = [source for source in sources if source not in _SOURCES]
-    if unknown or not sources:
-        raise ContrastInputError(
-            "info_nce",
-            "negatives",
-            f"is {sources!r}",
-            f"pass one or several of {', '.join(_SOURCES)}",
-        )
+    if not sources:
+        raise ContrastInputError("info_nce", "negatives", "is empty", "pass 'in_batch'")
+    for source in sources:
+        check_choice("info_nce", "negatives", source, *get_args(Source))
     for name, argument, value in (
         ("queue", "queue", queue),
         ("rows", "row_negatives", row_negatives),
@@ -148,31 +143,26 @@ def _check_sources(
         )
 
 
-def _in_batch(
-    options: Options, q: Tensor, k: Tensor, scale: Tensor, symmetric: bool, info: bool
-) -> _Part:
+def _in_batch(options: Options, q: Tensor, k: Tensor, scale: Tensor, symmetric: bool) -> _Part:
+    info = options.return_info
     if symmetric:
-        lse, peak = both_sums(options, q, k, scale, peak=info)
+        lse, peak = both_sums(options, q, k, scale)
     else:
-        columns = k
-        if options.group is not None and not options.ring:
-            columns = gather_with_grad(k, options.group)
+        gather = options.group is not None and not options.ring
+        columns = gather_with_grad(k, options.group) if gather else k
         sums, top = log_sums(q, columns, scale, ("any",), peak=info, engine=options.engine)
         lse, peak = sums[0], top.flatten()
     moments = moments_between(q, k) - moments_of((q * k).sum(1)) if info else None
     return _Part(lse, peak, moments)
 
 
-def _queue(
-    options: Options, q: Tensor, queue: KeyQueue | Tensor, scale: Tensor, info: bool
-) -> _Part:
-    keys: PairMask | None = None
-    mask = "any"
+def _queue(options: Options, q: Tensor, queue: KeyQueue | Tensor, scale: Tensor) -> _Part:
+    info, keys, mask = options.return_info, None, "any"
     if isinstance(queue, Tensor):
         columns = queue
     elif readable(queue.keys):
         columns = queue.stored()
-    else:
+    else:  # pragma: no cover - traced, or on another device
         # Reading how many slots are filled would stop the device or the compiler.
         columns, mask = queue.keys, "same_label"
         keys = PairMask(
@@ -207,7 +197,7 @@ def _are_unit(columns: Tensor) -> bool:
     return float((lengths - 1.0).abs_().amax()) <= 4 * torch.finfo(columns.dtype).eps
 
 
-def _rows(options: Options, q: Tensor, row_negatives: Tensor, scale: Tensor, info: bool) -> _Part:
+def _rows(options: Options, q: Tensor, row_negatives: Tensor, scale: Tensor) -> _Part:
     if row_negatives.dim() != 3 or row_negatives.shape[::2] != q.shape:
         raise ContrastInputError(
             "info_nce",
@@ -222,13 +212,13 @@ def _rows(options: Options, q: Tensor, row_negatives: Tensor, scale: Tensor, inf
     with torch.autocast(q.device.type, enabled=False):
         scores = torch.bmm(others, q[:, :, None]).squeeze(2)
     lse = torch.logsumexp(scores * scale, 1)
-    peak = (scores.detach() * scale.detach()).amax(1) if info else scores.new_empty(0)
-    return _Part(lse, peak, moments_of(scores) if info else None)
+    if not options.return_info:
+        return _Part(lse, lse[:0], None)
+    return _Part(lse, (scores.detach() * scale.detach()).amax(1), moments_of(scores))
 
 
 @torch.no_grad()
 def _info(
-    options: Options,
     embeddings: tuple[Tensor, Tensor],
     positive: Tensor,
     parts: list[_Part],
@@ -237,14 +227,11 @@ def _info(
     sources: tuple[str, ...],
 ) -> PairInfo:
     count = len(positive)
-    moments = [part.moments for part in parts if part.moments is not None]
-    negatives = moments[0]
-    for part in moments[1:]:
-        negatives = negatives + part
+    negatives = torch.stack([part.moments for part in parts if part.moments is not None]).sum(0)
     sums = [part.lse.view(-1, count) for part in parts]
     if "in_batch" in sources:
         # In two directions every negative pair stands twice.
-        sums[0] = subtract_exp(sums[0], positive) - torch.tensor(float(len(sums[0]))).log()
+        sums[0] = subtract_exp(sums[0], positive) - math.log(len(sums[0]))
     peaks = torch.cat([positive[None], *(part.peak.view(-1, count) for part in parts)]).amax(0)
     return pair_info(
         rows=count,

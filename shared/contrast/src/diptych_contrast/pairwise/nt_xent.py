@@ -14,6 +14,7 @@ from diptych_contrast.common import (
     LossResult,
     Options,
     TemperatureLike,
+    check_several,
     meet_columns,
     read_embeddings,
     read_labels,
@@ -22,7 +23,6 @@ from diptych_contrast.common import (
     reduce_rows,
     sample_ids,
 )
-from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.kernel import log_sums
 from diptych_contrast.statistics import (
     Moments,
@@ -72,76 +72,64 @@ def nt_xent(
     """
     options = read_options("nt_xent", common)
     stacked = read_embeddings(options, z1=z1, z2=z2)
-    first, second = stacked.unbind(0)
-    if len(first) < 2 and options.group is None:
-        raise ContrastInputError("nt_xent", "z1", "has a single row", "pass at least two samples")
-    scale = read_scale(options, temperature, first)
+    check_several(options, "z1", z1)
+    scale = read_scale(options, temperature, stacked)
     if ids is not None:
-        ids = read_labels(options, "ids", ids, first, lowest=None)
+        ids = read_labels(options, "ids", ids, z1, lowest=None)
     if labels is not None:
-        labels = read_labels(options, "labels", labels, first, lowest=0)
+        labels = read_labels(options, "labels", labels, z1, lowest=0)
+    first, second = stacked.unbind(0)
     z = stacked.flatten(0, 1)
-    positive = (first * second).sum(1) * scale
-    lse, peak = _denominators(options, z, scale, ids, labels, options.return_info)
+    score = (first * second).sum(1)
+    positive = score * scale
+    lse, peak = denominators(options, z, scale, ids, labels)
     valid: Tensor | None = None
     if ids is not None or labels is not None:
         negatives, valid = lse, lse > -torch.inf
-        doubled = positive.repeat(2)
-        lse = torch.logaddexp(lse.masked_fill(~valid, 0.0), doubled)
-    rows = (lse.view(2, -1) - positive).flatten()
-    loss = reduce_rows(options, rows, valid)
+        lse = torch.logaddexp(lse.masked_fill(~valid, 0.0), positive.repeat(2))
+    loss = reduce_rows(options, (lse.view(2, -1) - positive).flatten(), valid)
     if not options.return_info:
         return loss
-    if valid is None:
-        negatives = subtract_exp(lse.detach(), positive.detach().repeat(2))
-    peak = torch.maximum(peak, positive.detach().repeat(2))
+    doubled = positive.detach().repeat(2)
+    peak = torch.maximum(peak, doubled)
     info = pair_info(
         rows=len(z),
         valid=valid,
         zero_rows=(z == 0).all(1).sum(),
-        positives=moments_of(_twice(first, second)),
-        negatives=_negatives(z, first, second, ids, labels),
-        negative_lse=negatives.detach(),
-        hits=reaches(positive.detach().repeat(2), peak),
+        positives=2 * moments_of(score),
+        negatives=negative_moments(z, score, ids, labels),
+        negative_lse=subtract_exp(lse, doubled) if valid is None else negatives,
+        hits=reaches(doubled, peak),
         peak=peak,
         scale=scale,
     )
     return loss, info
 
 
-def _denominators(
-    options: Options,
-    z: Tensor,
-    scale: Tensor,
-    ids: Tensor | None,
-    labels: Tensor | None,
-    peak: bool,
+def denominators(
+    options: Options, z: Tensor, scale: Tensor, ids: Tensor | None, labels: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     words = [f"~same_{word}" for word, key in (("id", ids), ("label", labels)) if key is not None]
     mask = " & ".join(words) or "not_self"
-    if options.group is None and not words:
-        lse, top = log_sums(z, None, scale, (mask,), peak=peak, engine=options.engine)
-        return lse.flatten(), top.flatten()
-    sample = sample_ids(options, z) if ids is None else ids.repeat(2)
-    label = None if labels is None else labels.repeat(2)
-    columns, keys = meet_columns(options, z, Keys(sample, label=label))
-    lse, top = log_sums(z, columns, scale, (mask,), keys=keys, peak=peak, engine=options.engine)
-    return lse.flatten(), top.flatten()
+    columns, keys = None, None
+    if options.group is not None or words:
+        sample = sample_ids(options, z) if ids is None else ids.repeat(2)
+        label = None if labels is None else labels.repeat(2)
+        columns, keys = meet_columns(options, z, Keys(sample, label=label))
+    peak, engine = options.return_info, options.engine
+    lse, top = log_sums(z, columns, scale, (mask,), keys=keys, peak=peak, engine=engine)
+    return lse[0], top.flatten()
 
 
-def _twice(first: Tensor, second: Tensor) -> Tensor:
-    return (first.detach() * second.detach()).sum(1).repeat(2)
-
-
-def _negatives(
-    z: Tensor, first: Tensor, second: Tensor, ids: Tensor | None, labels: Tensor | None
+@torch.no_grad()
+def negative_moments(
+    z: Tensor, score: Tensor, ids: Tensor | None, labels: Tensor | None
 ) -> Moments:
     """Moments over the negatives of this process: all pairs without those of one sample."""
     every = moments_between(z, z)
     keys = [key.repeat(2) for key in (ids, labels) if key is not None]
     if not keys:
-        itself = moments_of(z.detach().double().square().sum(1))
-        return every - itself - moments_of(_twice(first, second))
+        return every - moments_of(z.square().sum(1)) - 2 * moments_of(score)
     for key in keys:
         every = every - moments_within(z, key)
     if len(keys) == 2:

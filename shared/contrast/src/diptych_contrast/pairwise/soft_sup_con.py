@@ -14,6 +14,7 @@ from diptych_contrast.common import (
     LossResult,
     Options,
     TemperatureLike,
+    Views,
     check_device,
     meet_columns,
     read_options,
@@ -26,13 +27,13 @@ from diptych_contrast.common import (
 )
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.kernel import log_sums
-from diptych_contrast.pairwise.sup_con import Views
 from diptych_contrast.statistics import (
     Moments,
     moments_between,
     moments_of,
     pair_info,
     reaches,
+    subtract_exp,
 )
 
 Factors = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
@@ -79,7 +80,7 @@ def soft_sup_con(
     with torch.autocast(views.device.type, enabled=False):
         positive, valid = _weighted_scores(options, views, u, v)
     positive = positive * scale
-    lse, peak = _denominators(options, rows, scale, options.return_info)
+    lse, peak = _denominators(options, rows, scale)
     valid = valid & (lse > -torch.inf)
     loss = reduce_rows(options, lse.masked_fill(~valid, 0.0) - positive, valid)
     if not options.return_info:
@@ -117,14 +118,12 @@ def _weighted_scores(
     return score / torch.where(valid, total, 1.0), valid
 
 
-def _denominators(options: Options, z: Tensor, scale: Tensor, peak: bool) -> tuple[Tensor, Tensor]:
-    if options.group is None:
-        lse, top = log_sums(z, None, scale, ("not_self",), peak=peak, engine=options.engine)
-    else:
+def _denominators(options: Options, z: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    columns, keys = None, None
+    if options.group is not None:
         columns, keys = meet_columns(options, z, Keys(sample_ids(options, z)))
-        lse, top = log_sums(
-            z, columns, scale, ("not_self",), keys=keys, peak=peak, engine=options.engine
-        )
+    peak, engine = options.return_info, options.engine
+    lse, top = log_sums(z, columns, scale, ("not_self",), keys=keys, peak=peak, engine=engine)
     return lse.flatten(), top.flatten()
 
 
@@ -137,7 +136,7 @@ def _siblings(views: Tensor, lse: Tensor, scale: Tensor) -> tuple[Moments, Tenso
     shown = scores[~diagonal.expand_as(scores)]
     best = hidden.amax(1) * scale
     part = torch.logsumexp(hidden * scale, 1)
-    return moments_of(shown), best, lse + torch.log1p(-(part - lse).exp().clamp_max(1.0))
+    return moments_of(shown), best, subtract_exp(lse, part)
 
 
 def _factors(

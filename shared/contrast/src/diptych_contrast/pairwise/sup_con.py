@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from diptych_contrast.common import (
@@ -14,6 +14,8 @@ from diptych_contrast.common import (
     LossResult,
     Options,
     TemperatureLike,
+    Views,
+    check_choice,
     meet_columns,
     read_labels,
     read_options,
@@ -25,7 +27,7 @@ from diptych_contrast.common import (
     sum_over,
 )
 from diptych_contrast.dist import gather_no_grad
-from diptych_contrast.errors import ContrastInputError, warn
+from diptych_contrast.errors import warn
 from diptych_contrast.kernel import PairInfo, log_sums
 from diptych_contrast.statistics import (
     moments_between,
@@ -33,8 +35,6 @@ from diptych_contrast.statistics import (
     moments_within,
     pair_info,
 )
-
-Views = Float[Tensor, "n d"] | Float[Tensor, "v n d"] | tuple[Tensor, ...]
 
 
 def sup_con(
@@ -77,14 +77,13 @@ def sup_con(
         3.0
     """
     options = read_options("sup_con", common)
-    if mode not in {"out", "in"}:
-        raise ContrastInputError("sup_con", "mode", f"is {mode!r}", "pass 'out' or 'in'")
+    check_choice("sup_con", "mode", mode, "out", "in")
+    check_choice("sup_con", "parity", parity, None, "official")
     views = read_views(options, "z", z)
     scale = read_scale(options, temperature, views)
     classes = _classes(options, views, labels, ids)
     rows = views.flatten(0, 1)
-    result = class_contrast(options, rows, classes, scale, mode=mode, info=options.return_info)
-    loss, info = result
+    loss, info = class_contrast(options, rows, classes, scale, mode=mode)
     base = 0.07 if parity == "official" and base_temperature is None else base_temperature
     if base is not None:
         loss = loss / (scale * base)
@@ -110,7 +109,7 @@ def _classes(options: Options, views: Tensor, labels: Tensor, ids: Tensor | None
 
 
 def class_contrast(
-    options: Options, z: Tensor, classes: Tensor, scale: Tensor, *, mode: str, info: bool
+    options: Options, z: Tensor, classes: Tensor, scale: Tensor, *, mode: str
 ) -> tuple[Tensor, PairInfo | None]:
     """Contrast rows of equal class against all others; what SupCon and its relatives share.
 
@@ -120,11 +119,11 @@ def class_contrast(
         classes: Key of each row, shape (n,), unique over all processes.
         scale: ``1/temperature``.
         mode: ``out`` or ``in``.
-        info: Also give statistics.
 
     Returns:
         The reduced loss, and the statistics or None.
     """
+    info = options.return_info
     index, counts = _enumerate(options, classes)
     n_positive = counts[index] - 1
     valid = n_positive > 0
@@ -162,9 +161,9 @@ def class_contrast(
         rows=len(z),
         valid=valid,
         zero_rows=(z == 0).all(1).sum(),
-        positives=same - moments_of(z.detach().double().square().sum(1)),
+        positives=same - moments_of(z.detach().square().sum(1)),
         negatives=moments_between(z, z) - same,
-        negative_lse=lse[-1].detach(),
+        negative_lse=lse[-1],
         hits=peak[0] > peak[-1],
         peak=peak[0],
         scale=scale,

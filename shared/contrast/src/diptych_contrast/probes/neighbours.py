@@ -14,8 +14,8 @@ from diptych_contrast.inputs import (
     check_finite,
     check_integers,
     check_positive,
-    normalized_rows,
 )
+from diptych_contrast.kernel import unit_rows
 
 _QUERIES, _BANK = 1024, 4096  # a tile of similarities
 
@@ -83,7 +83,7 @@ def knn_probe(
         )
         k = bank.shape[0]
     dtype = torch.promote_types(bank.dtype, query.dtype)
-    rows, columns = normalized_rows(query.to(dtype)), normalized_rows(bank.to(dtype))
+    rows, columns = unit_rows(query.to(dtype)), unit_rows(bank.to(dtype))
     found = [_nearest(block, columns, k) for block in rows.split_with_sizes(_sizes(len(rows)))]
     similarities, neighbours = (torch.cat(part) for part in zip(*found, strict=True))
     weights = ((similarities - similarities[:, :1]).double() / temperature).exp()

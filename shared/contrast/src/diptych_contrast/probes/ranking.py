@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.inputs import check_dimension, check_finite, check_integers, normalized_rows
+from diptych_contrast.inputs import check_dimension, check_finite, check_integers
+from diptych_contrast.kernel import unit_rows
 
 _BLOCK = 2**21  # scores held at a time
 _GRID = 2.0**25
@@ -84,7 +85,7 @@ def retrieval(
     check_finite("retrieval", "y", y)
     _check_ks("retrieval", ks)
     forward, backward = _relevance(x, y, relevant)
-    rows, columns = (torch.round(normalized_rows(each.double()) * _GRID) / _GRID for each in (x, y))
+    rows, columns = (torch.round(unit_rows(each.double()) * _GRID) / _GRID for each in (x, y))
     x_to_y = _direction(rows, columns, forward, ks)
     y_to_x = _direction(columns, rows, backward, ks)
     recalls = [each.recall.get(k) for each in (x_to_y, y_to_x) for k in ks]

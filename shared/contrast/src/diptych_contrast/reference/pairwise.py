@@ -126,3 +126,101 @@ def siglip(
     scores = math.exp(log_scale) * unit(x) @ unit(y).t() + bias
     share = torch.eye(len(x)).double() if positives is None else positives.double()
     return -(share * F.logsigmoid(scores) + (1 - share) * F.logsigmoid(-scores)).sum(1).mean()
+
+
+def dcl(z1: Tensor, z2: Tensor, temperature: float = 0.1, weight: Tensor | None = None) -> Tensor:
+    """`diptych_contrast.dcl`, dense."""
+    z, n = torch.cat([unit(z1), unit(z2)]), len(z1)
+    scores = z @ z.t() / temperature
+    other = ~torch.eye(n, dtype=torch.bool).repeat(2, 2)
+    pull = scores.diagonal(n) if weight is None else scores.diagonal(n) * weight
+    return log_sum(scores, other).mean() - pull.mean()
+
+
+def dclw(z1: Tensor, z2: Tensor, temperature: float = 0.1, sigma: float = 0.5) -> Tensor:
+    """`diptych_contrast.dclw`, dense."""
+    near = ((unit(z1) * unit(z2)).sum(1) / sigma).exp()
+    return dcl(z1, z2, temperature, 2 - near / near.mean())
+
+
+def hcl(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float = 0.5,
+    beta: float = 1.0,
+    tau_plus: float = 0.1,
+) -> Tensor:
+    """`diptych_contrast.hcl`, dense."""
+    z, n = torch.cat([unit(z1), unit(z2)]), len(z1)
+    m = 2 * n - 2
+    scores = z @ z.t() / temperature
+    positive = scores.diagonal(n).repeat(2).exp()
+    other = ~torch.eye(n, dtype=torch.bool).repeat(2, 2)
+    weights = (beta * scores).masked_fill(~other, -math.inf).softmax(1) * m
+    total = (weights * scores.exp()).sum(1) - m * tau_plus * positive
+    rest = (total / (1 - tau_plus)).clamp_min(m * math.exp(-1 / temperature))
+    return -(positive / (positive + rest)).log().mean()
+
+
+def debiased(z1: Tensor, z2: Tensor, temperature: float = 0.5, tau_plus: float = 0.1) -> Tensor:
+    """`diptych_contrast.debiased`, dense."""
+    return hcl(z1, z2, temperature, 0.0, tau_plus)
+
+
+def _classes(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, positives and negatives of the rows that have both."""
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(len(z), dtype=torch.bool)
+    valid = positive.any(1) & ~same.all(1)
+    return (unit(z) @ unit(z).t())[valid], positive[valid], ~same[valid]
+
+
+def contrastive_margin(
+    z: Tensor, labels: Tensor, margin: float = 1.0, distance: str = "euclid"
+) -> Tensor:
+    """`diptych_contrast.contrastive_margin`, dense."""
+    scores, positive, negative = _classes(z, labels)
+    d = 1 - scores if distance == "cosine" else (2 - 2 * scores).clamp_min(0).sqrt()
+    pull = (d.square() * positive).sum(1) / positive.sum(1)
+    push = ((margin - d).relu().square() * negative).sum(1) / negative.sum(1)
+    return (pull + push).mean()
+
+
+def multi_similarity(
+    z: Tensor,
+    labels: Tensor,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    eps: float = 0.1,
+) -> Tensor:
+    """`diptych_contrast.multi_similarity`, dense."""
+    s, positive, negative = _classes(z, labels)
+    easiest = s.masked_fill(~positive, math.inf).amin(1, keepdim=True)
+    hardest = s.masked_fill(~negative, -math.inf).amax(1, keepdim=True)
+    pull = ((-alpha * (s - base)).exp() * (positive & (s < hardest + eps))).sum(1)
+    push = ((beta * (s - base)).exp() * (negative & (s > easiest - eps))).sum(1)
+    return (pull.log1p() / alpha + push.log1p() / beta).mean()
+
+
+def n_pairs(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+    l2: float = 0.0,
+) -> Tensor:
+    """`diptych_contrast.n_pairs`, dense; ``l2`` counts unit rows."""
+    scores = unit(z1) @ unit(z2).t() / temperature
+    keys = torch.arange(len(z1)) if labels is None else labels
+    other = keys[:, None] != keys
+    gaps = ((scores - scores.diagonal()[:, None]).exp() * other).sum(1)
+    return gaps.log1p()[other.any(1)].mean() + l2
+
+
+def circle(z: Tensor, labels: Tensor, m: float = 0.25, gamma: float = 256.0) -> Tensor:
+    """`diptych_contrast.circle`, dense."""
+    s, positive, negative = _classes(z, labels)
+    pull = -gamma * (1 + m - s).relu().detach() * (s - 1 + m)
+    push = gamma * (s + m).relu().detach() * (s - m)
+    return F.softplus(log_sum(pull, positive) + log_sum(push, negative), threshold=40).mean()

@@ -1,0 +1,477 @@
+"""Clustering losses: learned prototypes with balanced assignments, prototypes by k-means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, Unpack, cast
+
+import torch
+import torch.distributed as torch_dist
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diptych_contrast.common import (
+    Common,
+    LossResult,
+    Options,
+    TemperatureLike,
+    check_choice,
+    decline,
+    read_embeddings,
+    read_labels,
+    read_options,
+    read_scale,
+    read_views,
+    readable,
+    reduce_rows,
+)
+from diptych_contrast.dist import gather_sizes, world
+from diptych_contrast.errors import ContrastInputError, warn
+from diptych_contrast.kernel import Engine, log_sums
+from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.multiview import Parity
+from diptych_contrast.pairwise.info_nce import info_nce
+from diptych_contrast.state import KeyQueue
+from diptych_contrast.state.version import keep_version
+
+_SCORES_AT_ONCE = 2**22  # of points with centres
+
+
+class Prototypes(nn.Module):
+    """Learned unit vectors that embeddings are assigned to (SwAV; Caron et al., 2020).
+
+    Call `start_step` before every step of the optimizer: as in the authors' code it brings the
+    rows to length 1 in place, outside the gradient. SwAV has 3,000 prototypes of length 128
+    (384,000 parameters), frozen for 313 steps (5,005 at batch 256).
+
+    Args:
+        dim: Length of an embedding.
+        k: Number of prototypes.
+        freeze_steps: Steps during which the prototypes get no gradient at all.
+        through: Differentiate through the normalisation instead.
+
+    Example:
+        >>> Prototypes(128, 3000)(torch.randn(4, 128)).shape
+        torch.Size([4, 3000])
+    """
+
+    def __init__(self, dim: int, k: int, *, freeze_steps: int = 0, through: bool = False) -> None:
+        super().__init__()
+        _positive("Prototypes", dim=dim, k=k)
+        self.weight = nn.Parameter(unit_rows(torch.randn(k, dim)))
+        self.freeze_steps = freeze_steps
+        self.through = through
+        keep_version(self)
+
+    @torch.no_grad()
+    def start_step(self, step: int) -> None:
+        """Bring the rows to length 1, and let gradient in from step ``freeze_steps`` on."""
+        if not self.through:
+            self.weight.copy_(unit_rows(self.weight))
+        self.weight.requires_grad_(step >= self.freeze_steps)
+
+    def forward(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Cosine similarity of embeddings and prototypes, float32 or float64."""
+        wide = z.to(torch.promote_types(z.dtype, torch.float32))
+        weight = self.weight.to(wide.dtype)
+        return _products(unit_rows(wide), unit_rows(weight) if self.through else weight)
+
+
+@torch.no_grad()
+def sinkhorn(
+    scores: Float[Tensor, "n k"],
+    epsilon: float = 0.05,
+    n_iter: int = 3,
+    group: torch_dist.ProcessGroup | None = None,
+    *,
+    parity: Parity = None,
+) -> Float[Tensor, "n k"]:
+    """Assign samples to prototypes so that all prototypes are used alike (Cuturi, 2013; SwAV).
+
+    ``exp(scores / epsilon)`` scaled in turn to equal sums of the columns and to rows of sum 1, on
+    logarithms. The authors' code scales the exponentials, which overflow in float32 from
+    ``scores / epsilon`` = 88.7 on. No gradient.
+
+    Args:
+        scores: Similarity of samples and prototypes, shape (n, k).
+        epsilon: Weight of the entropy, above 0; the smaller, the harder the assignments.
+        n_iter: Number of iterations, at least 1.
+        group: Processes that share the samples, each with its own rows.
+        parity: ``official``: scale exponentials.
+
+    Example:
+        >>> sinkhorn(torch.eye(3)).argmax(1).tolist()
+        [0, 1, 2]
+    """
+    check_choice("sinkhorn", "parity", parity, None, "official")
+    _positive("sinkhorn", epsilon=epsilon, n_iter=n_iter)
+    _check_shape("sinkhorn", "scores", scores, (-1, -1))
+    logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon
+    count, k = _total(logits.new_tensor(len(scores)), group), scores.shape[1]
+    if readable(count) and k > count:
+        fix = "add a PrototypeQueue, or take fewer"
+        warn("sinkhorn", "scores", "has more prototypes than samples", fix)
+    if parity == "official":
+        shares = logits.exp()
+        shares = shares / _total(shares.sum(), group)
+        for _ in range(n_iter):
+            shares = shares / _total(shares.sum(0), group) / k
+            shares = shares / shares.sum(1, keepdim=True) / count
+        return shares * count
+    for _ in range(n_iter):
+        top = logits.amax(0)
+        if group is not None:
+            torch_dist.all_reduce(top, torch_dist.ReduceOp.MAX, group=group)
+        logits = logits - top - _total((logits - top).exp().sum(0), group).log()
+        logits = torch.log_softmax(logits, 1)
+    return logits.exp()
+
+
+def swav_loss(
+    scores: Sequence[Float[Tensor, "n k"]] | Float[Tensor, "v n k"],
+    assign: Sequence[int] = (0, 1),
+    temperature: TemperatureLike = 0.1,
+    epsilon: float = 0.05,
+    *,
+    queue_scores: Sequence[Float[Tensor, "m k"]] | None = None,
+    assignments: Sequence[Float[Tensor, "n k"]] | Float[Tensor, "n k"] | None = None,
+    n_iter: int = 3,
+    parity: Parity = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Predict the prototypes of one view from the other views (SwAV; Caron et al., 2020).
+
+    The mean over assigned views a, other views v and samples of
+    ``-sum_k q_ak log softmax_k(s_v / t)``, q_a the `sinkhorn` assignments of view a, without
+    gradient. With given one-hot assignments this is DeepCluster-v2.
+
+    Args:
+        scores: Scores of each view (small crops too) with the prototypes, v of shape (n, k).
+        assign: Views that are assigned: the large crops.
+        temperature: t > 0; number, 0-dim tensor or `Temperature`.
+        epsilon: See `sinkhorn`.
+        queue_scores: `PrototypeQueue.scores`: older samples that take part in `sinkhorn`, one
+            (m, k) an assigned view.
+        assignments: To be used instead of `sinkhorn`: one (n, k) for all or each assigned view.
+        n_iter: See `sinkhorn`.
+        parity: ``official``: Sinkhorn on exponentials.
+        **common: See `Common`; a row is a sample, ``group`` assigns all samples together.
+
+    Example:
+        >>> swav_loss([10 * torch.eye(3), 10 * torch.eye(3)]).item() < 1e-3
+        True
+    """
+    options = read_options("swav_loss", common)
+    decline(options, "return_info", "ring")
+    views = scores if isinstance(scores, Tensor) else tuple(scores)
+    stacked = read_views(replace(options, normalize=False), "scores", views)
+    count, n, k = stacked.shape
+    if count < 2 or not assign or not all(0 <= view < count for view in assign):
+        found, fix = f"is {tuple(assign)} for {count} views", "name views of two or more"
+        raise ContrastInputError("swav_loss", "assign", found, fix)
+    scale = read_scale(options, temperature, stacked)
+    if isinstance(assignments, Tensor) and assignments.dim() == 2:
+        assignments = [assignments] * len(assign)
+    if assignments is not None:
+        _check_each("swav_loss", "assignments", assignments, len(assign), (n, k))
+        shares = [share.detach().to(stacked) for share in assignments]
+    else:
+        whole = [stacked[view].detach() for view in assign]
+        if queue_scores is not None:
+            _check_each("swav_loss", "queue_scores", queue_scores, len(assign), (-1, k))
+            both = zip(queue_scores, whole, strict=True)
+            whole = [torch.cat([older.to(own), own]) for older, own in both]
+        shares = [sinkhorn(x, epsilon, n_iter, options.group, parity=parity)[-n:] for x in whole]
+    logarithms = torch.log_softmax(stacked * scale, 2)
+    rows = [
+        -(share * logarithms[[other for other in range(count) if other != view]]).sum(2).mean(0)
+        for view, share in zip(assign, shares, strict=True)
+    ]
+    return reduce_rows(options, torch.stack(rows).mean(0), None)
+
+
+class PrototypeQueue(nn.Module):
+    """Features of the newest samples, one ring buffer an assigned view (SwAV).
+
+    They balance `sinkhorn` where a batch has fewer samples than there are prototypes. Every
+    process holds the same queue and scores its share. The authors' code moves all features at
+    each step, and takes a last row of zeros for a queue that is not full.
+
+    Args:
+        n_assign: Number of assigned views.
+        length: Samples to keep, a multiple of the batch of all processes (SwAV: 3,840).
+        dim: Length of an embedding.
+        start_epoch: First epoch that uses the queue; it is filled from the beginning.
+
+    Example:
+        >>> queue = PrototypeQueue(2, 8, 4); queue.enqueue(torch.randn(2, 4, 4))
+        >>> queue.scores(Prototypes(4, 3), epoch=15) is None
+        True
+    """
+
+    def __init__(self, n_assign: int, length: int, dim: int, start_epoch: int = 15) -> None:
+        super().__init__()
+        _positive("PrototypeQueue", n_assign=n_assign, length=length, dim=dim)
+        self.start_epoch = start_epoch
+        queues = nn.ModuleList(KeyQueue(length, dim) for _ in range(n_assign))
+        self.queues = cast(Sequence[KeyQueue], queues)
+
+    @torch.no_grad()
+    def scores(
+        self,
+        prototypes: Callable[[Tensor], Tensor],
+        epoch: int,
+        group: torch_dist.ProcessGroup | None = None,
+    ) -> list[Tensor] | None:
+        """Score this process's share of the queue; None before ``start_epoch`` and until full."""
+        length = self.queues[0].size
+        if epoch < self.start_epoch or len(self.queues[0].stored()) < length:
+            return None
+        rank, size = world(group) if group is not None else (0, 1)
+        share = slice(rank * length // size, (rank + 1) * length // size)
+        return [prototypes(queue.keys[share]) for queue in self.queues]
+
+    @torch.no_grad()
+    def enqueue(
+        self,
+        features: Sequence[Float[Tensor, "n d"]] | Float[Tensor, "a n d"],
+        group: torch_dist.ProcessGroup | None = None,
+    ) -> None:
+        """Store the features of a batch, one (n, d) an assigned view, over the oldest ones."""
+        name, argument, length = "PrototypeQueue.enqueue", "features", self.queues[0].size
+        shape = (len(features[0]) if len(features) else -1, self.queues[0].dim)
+        _check_each(name, argument, features, len(self.queues), shape)
+        batch = len(features[0]) if group is None else sum(gather_sizes(features[0], group))
+        if length % batch:
+            found = f"has {batch} samples in all, of which the length {length} is no multiple"
+            fix = f"take length {max(1, round(length / batch)) * batch}, and no smaller last batch"
+            raise ContrastInputError(name, argument, found, fix)
+        for queue, x in zip(self.queues, features, strict=True):
+            queue.enqueue(x, gather=group is not None, group=group)
+
+
+def proto_nce(
+    q: Float[Tensor, "n d"],
+    k: Float[Tensor, "n d"],
+    centroids: Sequence[Float[Tensor, "c d"]],
+    assignments: Sequence[Int[Tensor, " n"]],
+    densities: Sequence[Float[Tensor, " c"]],
+    temperature: TemperatureLike = 0.2,
+    *,
+    queue: KeyQueue | Float[Tensor, "m d"] | None = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Contrast samples with each other and with cluster centres (PCL; Li et al., 2021, eq. 11).
+
+    `info_nce` plus the mean over clusterings of
+    ``log sum_j exp(q.c_j / phi_j) - q.c_own / phi_own``. The authors' code draws some of the other
+    centres, ours takes all.
+
+    Args:
+        q: Queries, shape (n, d).
+        k: Their keys, shape (n, d).
+        centroids: Centres of each clustering, shape (c, d), constants: `spherical_kmeans`.
+        assignments: Own centre of each query in each clustering, shape (n,).
+        densities: phi of each clustering, shape (c,): `cluster_density`.
+        temperature: Of InfoNCE; number, 0-dim tensor or `Temperature`.
+        queue: Negatives of InfoNCE; None: the other keys of the batch.
+        **common: See `Common`; a row is a query.
+
+    Example:
+        >>> q, own = torch.eye(4), torch.arange(4)
+        >>> proto_nce(q, q, [q], [own], [torch.full((4,), 0.1)]).item() < 0.1
+        True
+    """
+    options = read_options("proto_nce", common)
+    decline(options, "return_info")
+    sizes = {len(centroids), len(assignments), len(densities)}
+    if len(sizes) > 1 or not centroids:
+        found = f"and assignments and densities have lengths {sorted(sizes)}"
+        raise ContrastInputError("proto_nce", "centroids", found, "pass one for each clustering")
+    anchors = read_embeddings(options, q=q)[0]
+    source: Literal["in_batch", "queue"] = "in_batch" if queue is None else "queue"
+    rowwise = cast(Common, {**common, "reduction": "none"})
+    rows = info_nce(q, k, temperature, negatives=source, queue=queue, **rowwise)
+    one, engine = anchors.new_ones(()), Engine(options.backend, options.tile)
+    for centres, assigned, density in zip(centroids, assignments, densities, strict=True):
+        own, columns = _read_centres(options, assigned, anchors, centres)
+        _check_shape("proto_nce", "densities", density, (len(centres),))
+        if readable(density) and not bool((density > 0).all()):
+            found, fix = f"holds {float(density.min())}", "pass positive values: cluster_density"
+            raise ContrastInputError("proto_nce", "densities", found, fix)
+        columns = columns / density.detach().to(columns)[:, None]
+        lse, _ = log_sums(anchors, columns, one, ("any",), engine=engine)
+        rows = rows + (lse[0] - (anchors * columns[own]).sum(1)) / len(centroids)
+    return reduce_rows(options, rows, None)
+
+
+@torch.no_grad()
+def cluster_density(
+    x: Float[Tensor, "n d"],
+    centroids: Float[Tensor, "c d"],
+    assignments: Int[Tensor, " n"],
+    temperature: float = 0.2,
+) -> Float[Tensor, " c"]:
+    """Spread of each cluster, its temperature in `proto_nce` (Li et al., 2021, eq. 12).
+
+    ``sum ||x - c|| / (z log(z + 10))`` over the z unit vectors of a cluster; clusters of one point
+    take the largest value; clipped to the 10th and 90th percentile, scaled to the mean
+    ``temperature``, at least a hundredth of it, so that equal points do no harm.
+
+    Args:
+        x: Embeddings, shape (n, d).
+        centroids: Centres, shape (c, d).
+        assignments: Centre of each embedding, shape (n,).
+        temperature: Mean of the densities, above 0.
+
+    Example:
+        >>> round(cluster_density(torch.eye(4), torch.eye(4), torch.arange(4)).sum().item(), 3)
+        0.8
+    """
+    _positive("cluster_density", temperature=temperature)
+    options = read_options("cluster_density", {})
+    points = read_embeddings(options, x=x)[0]
+    own, centres = _read_centres(options, assignments, points, centroids)
+    count = torch.bincount(own, minlength=len(centres)).to(points)
+    lengths = torch.linalg.vector_norm(points - centres[own], dim=1)
+    density = torch.zeros_like(count).index_add(0, own, lengths)
+    density = density / (count.clamp_min(1) * torch.log(count + 10))
+    density = torch.where(count > 1, density, density.masked_fill(count <= 1, 0.0).amax())
+    low, high = torch.quantile(density, density.new_tensor([0.1, 0.9])).unbind()
+    density = density.clamp(low, high)
+    density = torch.where(density.mean() > 0, density / density.mean(), 1.0)
+    return temperature * density.clamp_min(0.01)
+
+
+class Clustering(NamedTuple):
+    """Centres of length 1, shape (k, d), and the nearest centre of each point, shape (n,)."""
+
+    centroids: Tensor
+    assignments: Tensor
+
+
+@torch.no_grad()
+def spherical_kmeans(
+    x: Float[Tensor, "n d"],
+    k: int,
+    n_iter: int = 20,
+    seed: int = 0,
+    *,
+    start: Float[Tensor, "k d"] | None = None,
+) -> Clustering:
+    """Cluster directions by cosine similarity (Dhillon and Modha, 2001).
+
+    First centres by k-means++, the best of several candidates each. A cluster that runs empty
+    goes on from the point farthest from its centre.
+
+    Args:
+        x: Embeddings, shape (n, d), n >= k.
+        k: Number of clusters.
+        n_iter: Most iterations; it stops when no point changes its cluster.
+        seed: Seed of the first centres.
+        start: First centres, such as those of the last epoch, shape (k, d).
+
+    Example:
+        >>> len(spherical_kmeans(torch.randn(50, 8), 5).centroids)
+        5
+    """
+    _positive("spherical_kmeans", k=k, n_iter=n_iter)
+    options = read_options("spherical_kmeans", {"check_finite": True})
+    points = read_embeddings(options, x=x)[0]
+    if len(points) < k:
+        found, fix = f"is {k} for {len(points)} points", "pass at most the number of points"
+        raise ContrastInputError("spherical_kmeans", "k", found, fix)
+    if start is None:
+        centres = _seeds(points, k, torch.Generator().manual_seed(seed))
+    else:
+        _check_shape("spherical_kmeans", "start", start, (k, x.shape[1]))
+        centres = unit_rows(start.to(points))
+    similarity, own = _nearest(points, centres)
+    for _ in range(n_iter):
+        count, before = torch.bincount(own, minlength=k), own
+        centres = unit_rows(torch.zeros_like(centres).index_add(0, own, points))
+        empty = (count == 0).nonzero().flatten()
+        centres[empty] = points[similarity.topk(len(empty), largest=False).indices]
+        similarity, own = _nearest(points, centres)
+        if torch.equal(own, before):
+            break
+    return Clustering(centres, own)
+
+
+def _seeds(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    chosen = [int(torch.randint(len(x), (), generator=generator))]
+    gaps = _gaps(x, chosen)[0]
+    while len(chosen) < k:
+        steps = gaps.double().cumsum(0)
+        draws = torch.rand(2 + int(math.log(k)), dtype=torch.float64, generator=generator)
+        # Where all points stand on seeds, every draw is the upper end.
+        drawn = torch.searchsorted(steps, draws.to(steps) * steps[-1], right=True)
+        drawn = drawn.clamp_max(len(x) - 1)
+        left = torch.minimum(gaps, _gaps(x, drawn.tolist()))
+        best = int(left.sum(1).argmin())
+        gaps = left[best]
+        chosen.append(int(drawn[best]))
+    return x[chosen]
+
+
+def _gaps(x: Tensor, rows: list[int]) -> Tensor:
+    gaps = (1.0 - _products(x[rows], x)).clamp_min(0.0)
+    gaps[range(len(rows)), rows] = 0.0
+    return gaps
+
+
+def _nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    chunks = torch.split(x, max(1, _SCORES_AT_ONCE // len(centres)))
+    found = [_products(chunk, centres).max(1) for chunk in chunks]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ y.t()
+
+
+def _total(x: Tensor, group: torch_dist.ProcessGroup | None) -> Tensor:
+    if group is not None:
+        torch_dist.all_reduce(x, group=group)
+    return x
+
+
+def _positive(function: str, **numbers: float) -> None:
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            raise ContrastInputError(function, name, f"is {value}", "pass a number above 0")
+
+
+def _check_shape(function: str, argument: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse another shape, -1 being any length above 0, and what is not floating-point."""
+    fits = x.dim() == len(shape) and 0 not in x.shape and x.is_floating_point()
+    if not fits or any(a not in (-1, b) for a, b in zip(shape, x.shape, strict=True)):
+        found = f"has shape {tuple(x.shape)} and dtype {x.dtype}"
+        fix = f"pass floating-point values of shape {shape}".replace("-1", "any")
+        raise ContrastInputError(function, argument, found, fix)
+
+
+def _check_each(
+    function: str, argument: str, given: Any, count: int, shape: tuple[int, ...]
+) -> None:
+    if len(given) != count:
+        found, fix = f"has {len(given)} entries", f"pass one for each of {count} assigned views"
+        raise ContrastInputError(function, argument, found, fix)
+    for x in given:
+        _check_shape(function, argument, x, shape)
+
+
+def _read_centres(
+    options: Options, assigned: Tensor, points: Tensor, centres: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Own centre of every point, and the centres like the points."""
+    _check_shape(options.function, "centroids", centres, (-1, points.shape[1]))
+    own = read_labels(options, "assignments", assigned, points, lowest=0)
+    if readable(own) and int(own.max()) >= len(centres):
+        found, fix = f"holds {int(own.max())}", f"number the {len(centres)} centres from 0"
+        raise ContrastInputError(options.function, "assignments", found, fix)
+    columns = centres.detach().to(points)
+    return own, unit_rows(columns) if options.normalize else columns

@@ -1,0 +1,443 @@
+"""Balanced discovery of new classes beside known ones (Bai et al., 2023, BaCon), in pieces.
+
+The authors' mix: 0.65 (`self_distillation` + `balanced_regulariser`) + 0.35 cross-entropy for the
+classifier; 0.65 `info_nce` (temperature 1) + 0.175 `sup_con` + 0.175 `soft_con` for the embedding,
+before epoch 1 0.35 `sup_con` instead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Unpack
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych_contrast.cluster import spherical_kmeans
+from diptych_contrast.common import (
+    Common,
+    LossResult,
+    TemperatureLike,
+    check_choice,
+    readable,
+    reduce_rows,
+)
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_integers, check_positive
+from diptych_contrast.pairwise import soft_sup_con
+from diptych_contrast.rowwise import read_local_options, refuse
+
+
+def soft_con(
+    features: Float[Tensor, "v n d"] | tuple[Float[Tensor, "n d"], ...],
+    probs: Float[Tensor, "n c"],
+    temperature: TemperatureLike = 0.07,
+    *,
+    labels: Int[Tensor, " n"] | None = None,
+    labelled: Literal["one_hot", "predicted"] = "one_hot",
+    parity: Literal["official"] | None = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Contrast with positives weighted by how probably two samples share a class (BaCon).
+
+    `soft_sup_con` with weights ``p_i.p_j`` and 1 for other views of a sample, p without gradient.
+    The authors let labelled samples enter with predicted probabilities and multiply the loss by
+    ``t / 0.07``: ``parity="official"``.
+
+    Args:
+        features: Views of the same samples, shape (v, n, d).
+        probs: Predicted class probabilities, shape (n, c).
+        temperature: t > 0.
+        labels: Known classes, shape (n,), -1: unlabelled.
+        labelled: Let known classes replace the prediction, or not.
+        parity: ``official``: as the authors' code.
+        **common: See `Common`.
+
+    Example:
+        >>> p = torch.eye(2)[[0, 0, 1, 1]]
+        >>> soft_con(torch.eye(4).expand(1, 4, 4), p, 1.0).exp().item()
+        3.0
+    """
+    check_choice("soft_con", "labelled", labelled, "one_hot", "predicted")
+    check_choice("soft_con", "parity", parity, None, "official")
+    probs = probs.detach()
+    if labels is not None:
+        check_integers("soft_con", "labels", labels, len(probs))
+        if labelled == "one_hot" and parity is None:
+            hot = F.one_hot(labels.clamp_min(0).long(), probs.shape[1]).to(probs.dtype)
+            probs = torch.where(labels[:, None] >= 0, hot, probs)
+    result = soft_sup_con(features, probs, temperature, **common)
+    if parity is None:
+        return result
+    factor = (temperature() if callable(temperature) else temperature) / 0.07
+    return (result[0] * factor, result[1]) if isinstance(result, tuple) else result * factor
+
+
+def balanced_regulariser(
+    logits: Float[Tensor, "n k"],
+    counts: Float[Tensor, " k"],
+    temperature: float = 0.1,
+    power: float = 1.1,
+) -> Float[Tensor, ""]:
+    """Keep the mean prediction in proportion to the class sizes (BaCon).
+
+    With p the mean of ``softmax(logits / temperature)``, times ``counts^-power``, normalised:
+    ``log k - H(p)``, 0 where p is uniform.
+
+    Args:
+        logits: Shape (n, k).
+        counts: Class sizes or shares, > 0, shape (k,).
+        temperature: Temperature, > 0.
+        power: How strongly sizes count.
+
+    Returns:
+        Shape (), in [0, log k].
+
+    Example:
+        >>> round(balanced_regulariser(torch.zeros(5, 3), torch.ones(3)).item(), 6)
+        0.0
+    """
+    _check_classes("balanced_regulariser", logits, counts, temperature)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    with torch.autocast(logits.device.type, enabled=False):
+        mean = (wide / temperature).log_softmax(1).logsumexp(0)
+        logs = (mean - power * counts.to(wide).log()).log_softmax(0)
+        loss: Tensor = math.log(logits.shape[1]) + (logs.exp() * logs).sum()
+    return loss
+
+
+def logit_adjust(
+    logits: Float[Tensor, "n k"],
+    counts: Float[Tensor, " k"],
+    temperature: float = 0.1,
+    power: float = 0.5,
+) -> Float[Tensor, "n k"]:
+    """Take the class prior out of logits (Menon et al., 2021; BaCon).
+
+    ``logits / temperature - log(prior^power + 1e-12)``, prior the shares of the counts.
+
+    Args:
+        logits: Shape (n, k).
+        counts: Class sizes or shares, > 0, shape (k,).
+        temperature: Temperature, > 0.
+        power: How much of the prior to take out.
+
+    Example:
+        >>> logit_adjust(torch.zeros(1, 2), torch.tensor([9.0, 1.0])).argmax().item()
+        1
+    """
+    _check_classes("logit_adjust", logits, counts, temperature)
+    prior = counts.to(logits) / counts.sum()
+    return logits / temperature - (prior**power + 1e-12).log()
+
+
+def _check_classes(function: str, logits: Tensor, counts: Tensor, temperature: float) -> None:
+    check_positive(function, "temperature", temperature)
+    wrong = logits.dim() != 2 or not logits.is_floating_point() or 0 in logits.shape
+    found = f"has shape {tuple(logits.shape)} and dtype {logits.dtype}"
+    fix = "pass one positive number for each class"
+    refuse(
+        function,
+        ("logits", wrong, found, "pass floating-point logits of shape (samples, classes)"),
+        ("counts", counts.shape != logits.shape[1:], f"has shape {tuple(counts.shape)}", fix),
+        ("counts", readable(counts) and bool((counts <= 0).any()), "has a value not above 0", fix),
+    )
+
+
+@torch.no_grad()
+def estimate_class_distribution(
+    features: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    mask_labelled: Bool[Tensor, " n"],
+    k: int,
+    *,
+    seed: int = 0,
+) -> Float[Tensor, " k"]:
+    """Estimate the share of every class, known and new, from clusters (BaCon).
+
+    k-means over all features; clusters are given to classes so that the sum of
+    ``labelled of class c in cluster p / size of p`` is largest. The sizes of known clusters go to
+    known classes by the rank of their labelled counts, those of the others in decreasing order.
+    The centres are directions (`spherical_kmeans`); the authors normalise features, not centres.
+
+    Args:
+        features: Shape (n, d), n >= k.
+        labels: Class of each labelled sample, in [0, k); anything elsewhere, shape (n,).
+        mask_labelled: Which samples are labelled, shape (n,).
+        k: Number of classes, known and new.
+        seed: Seed of the first centres.
+
+    Returns:
+        Shares that sum to 1, shape (k,).
+
+    Example:
+        >>> x, y = torch.eye(4)[[0, 0, 0, 1]], torch.tensor([0, 0, -1, -1])
+        >>> estimate_class_distribution(x, y, y >= 0, 2).tolist()
+        [0.75, 0.25]
+    """
+    name = "estimate_class_distribution"
+    check_integers(name, "labels", labels, len(features))
+    wrong = mask_labelled.shape != labels.shape or mask_labelled.dtype != torch.bool
+    found = f"has shape {tuple(mask_labelled.shape)} and dtype {mask_labelled.dtype}"
+    refuse(name, ("mask_labelled", wrong, found, "pass one bool a sample"))
+    known = labels[mask_labelled].long()
+    wrong = bool(((known < 0) | (known >= k)).any())
+    refuse(name, ("labels", wrong, f"lies outside 0 to {k - 1}", "number the known classes from 0"))
+    clusters = spherical_kmeans(features, k, seed=seed).assignments
+    sizes = clusters.bincount(minlength=k)
+    table = torch.bincount(clusters[mask_labelled] * k + known, minlength=k * k).view(k, k)
+    profit = table / sizes[:, None].clamp_min(1)
+    of_class = torch.from_numpy(match(profit.t().double().cpu().numpy())).to(sizes.device)
+    counts = known.bincount(minlength=k)
+    classes = counts.nonzero().flatten()
+    fresh = (counts == 0).nonzero().flatten()
+    share = torch.zeros(k, device=features.device)
+    order = classes[torch.argsort(counts[classes], stable=True)]
+    share[order] = sizes[of_class[classes]].sort().values.to(share)
+    share[fresh] = sizes[of_class[fresh]].sort(descending=True).values.to(share)
+    return share / share.sum()
+
+
+def sampling_rates(
+    counts: Float[Tensor, " k"],
+    labels: Int[Tensor, " n"],
+    alpha: float = 0.8,
+    beta: float = 0.5,
+) -> Float[Tensor, " k"]:
+    """Rates of `self_balanced_sampling`: ``(n_min / n_c)^beta``, rare classes more (BaCon).
+
+    Args:
+        counts: Class sizes or shares, > 0, shape (k,).
+        labels: Classes labelled in this batch, -1: none, shape (n,); they take alpha for beta.
+        alpha: Exponent of classes with labels; the CIFAR scripts take 0.
+        beta: Exponent of the others.
+
+    Returns:
+        Shape (k,), in (0, 1].
+
+    Example:
+        >>> sampling_rates(torch.tensor([4.0, 1.0]), torch.tensor([-1])).tolist()
+        [0.5, 1.0]
+    """
+    present = torch.zeros_like(counts, dtype=torch.bool)
+    present[labels[labels >= 0]] = True
+    ratio = counts.min() / counts
+    return torch.where(present, ratio**alpha, ratio**beta)
+
+
+def self_balanced_sampling(
+    confidence: Float[Tensor, " n"],
+    prediction: Int[Tensor, " n"],
+    rate: Float[Tensor, " k"],
+    *,
+    generator: torch.Generator | None = None,
+) -> Bool[Tensor, " n"]:
+    """Choose which unlabelled samples take part, fewer of frequent classes (BaCon).
+
+    Of every predicted class as many as heads fall among one coin of its rate a sample, the most
+    confident first.
+
+    Args:
+        confidence: Largest probability of each sample, shape (n,).
+        prediction: Its class, shape (n,).
+        rate: Rate of every class, in [0, 1], shape (k,); see `sampling_rates`.
+        generator: Source of the coins, on the device of ``confidence``.
+
+    Returns:
+        Which samples are chosen, shape (n,).
+
+    Example:
+        >>> y, g = torch.tensor([0, 0, 1]), torch.Generator().manual_seed(0)
+        >>> sample = self_balanced_sampling(torch.rand(3), y, torch.tensor([1.0, 0.0]), generator=g)
+        >>> sample.tolist()
+        [True, True, False]
+    """
+    name = "self_balanced_sampling"
+    if generator is None:
+        raise ContrastInputError(name, "generator", "is None", "pass a seeded torch.Generator")
+    check_integers(name, "prediction", prediction, len(confidence))
+    wrong = readable(prediction) and int(prediction.max()) >= len(rate)
+    fix = "pass one rate for each class"
+    refuse(name, ("rate", wrong, f"has {len(rate)} values for class {prediction.max()}", fix))
+    coins = torch.rand(prediction.shape, dtype=rate.dtype, device=rate.device, generator=generator)
+    heads = torch.zeros(len(rate), dtype=torch.int64, device=rate.device)
+    heads = heads.index_add(0, prediction, (coins < rate[prediction]).long())
+    order = torch.argsort(confidence, descending=True, stable=True)
+    order = order[torch.argsort(prediction[order], stable=True)]
+    sizes = prediction.bincount(minlength=len(rate))
+    rank = torch.arange(len(order), device=order.device)
+    rank = rank - (sizes.cumsum(0) - sizes)[prediction[order]]
+    chosen = torch.zeros_like(prediction, dtype=torch.bool)
+    chosen[order] = rank < heads[prediction[order]]
+    return chosen
+
+
+def self_distillation(
+    student: Float[Tensor, "v n k"] | tuple[Float[Tensor, "n k"], ...],
+    epoch: int,
+    *,
+    student_temperature: float = 0.1,
+    teacher_temperature: tuple[float, float] = (0.07, 0.04),
+    warmup: int = 30,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Predict a view from the sharpened prediction of the others (Caron et al., 2021; BaCon).
+
+    The mean over rows of the cross-entropy of ``softmax(student / student_temperature)`` with the
+    mean over the other views of ``softmax(student / t)``, without gradient; t goes linearly
+    from the first to the second teacher temperature over ``warmup`` epochs.
+
+    Args:
+        student: Logits of at least two views, shape (v, n, k).
+        epoch: Epoch, from 0.
+        student_temperature: Temperature of the student, > 0.
+        teacher_temperature: First and last temperature of the teacher, > 0.
+        warmup: Epochs of the change.
+        **common: See `Common`; logits are not normalised.
+
+    Example:
+        >>> round(self_distillation(torch.zeros(2, 4, 8), 0).exp().item())
+        8
+    """
+    options = read_local_options("self_distillation", common)
+    check_positive("self_distillation", "student_temperature", student_temperature)
+    first, last = teacher_temperature
+    check_positive("self_distillation", "teacher_temperature", min(first, last))
+    logits = student if isinstance(student, Tensor) else torch.stack(student)
+    wrong = logits.dim() != 3 or len(logits) < 2 or not logits.is_floating_point()
+    found = f"has shape {tuple(logits.shape)} and dtype {logits.dtype}"
+    fix = "pass floating-point logits of shape (views, samples, classes), at least two views"
+    refuse("self_distillation", ("student", wrong, found, fix))
+    refuse("self_distillation", ("epoch", epoch < 0, f"is {epoch}", "count epochs from 0"))
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    share = min(epoch / (warmup - 1), 1.0) if warmup > 1 else 1.0
+    with torch.autocast(logits.device.type, enabled=False):
+        teacher = (logits.detach() / (first + (last - first) * share)).softmax(2)
+        target = (teacher.sum(0) - teacher) / (len(logits) - 1)
+        rows = -(target * (logits / student_temperature).log_softmax(2)).sum(2)
+    return reduce_rows(options, rows.flatten(), None)
+
+
+@dataclass(frozen=True)
+class ClusterAccuracy:
+    """Accuracy of clusters under the best one-to-one assignment to classes.
+
+    A part without samples is None. ``macro_*`` are means over classes instead of samples;
+    ``many``, ``medium`` and ``few`` thirds of the classes by size; ``assignment[p]`` is the class
+    of cluster p.
+    """
+
+    all: float
+    old: float | None
+    new: float | None
+    many: float | None
+    medium: float | None
+    few: float | None
+    macro_all: float
+    macro_old: float | None
+    macro_new: float | None
+    assignment: tuple[int, ...]
+
+
+def cluster_accuracy(
+    y: Int[Tensor, " n"],
+    pred: Int[Tensor, " n"],
+    known: Int[Tensor, " c"] | None = None,
+    *,
+    counts: Int[Tensor, " k"] | None = None,
+) -> ClusterAccuracy:
+    """Score clusters against classes, known and new (Vaze et al., 2022).
+
+    One assignment over all classes, so that a cluster cannot serve an old and a new class.
+
+    Args:
+        y: True class of each sample, from 0, shape (n,).
+        pred: Its cluster, from 0, shape (n,).
+        known: Numbers of the known classes; None: none is told apart.
+        counts: Training samples of every class, for the thirds; None: those of ``y``.
+
+    Returns:
+        The accuracies, in [0, 1].
+
+    Example:
+        >>> cluster_accuracy(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0])).all
+        1.0
+    """
+    name = "cluster_accuracy"
+    for argument, value in (("y", y), ("pred", pred)):
+        check_integers(name, argument, value, len(y))
+        wrong = len(value) == 0 or int(value.min()) < 0
+        refuse(name, (argument, wrong, "is empty or negative", "number the classes from 0"))
+    truth, clusters = (value.cpu().numpy().astype(np.int64) for value in (y, pred))
+    size = int(max(truth.max(), clusters.max())) + 1
+    table = np.zeros((size, size))
+    np.add.at(table, (clusters, truth), 1)
+    of_cluster = match(table)
+    hits = np.zeros(size)
+    hits[of_cluster] = table[np.arange(size), of_cluster]
+    totals = table.sum(0)
+    short = counts is not None and len(counts) <= truth.max()
+    refuse(name, ("counts", short, "has too few values", f"pass one a class, {truth.max() + 1}"))
+    weight = totals if counts is None else counts.cpu().numpy()
+    present = np.flatnonzero(totals)
+    ranked = present[np.argsort(-weight[present], kind="stable")]
+    old = np.isin(present, [] if known is None else known.cpu().numpy())
+    parts = {"all": present, "old": present[old], "new": present[~old]}
+    parts |= dict(zip(("many", "medium", "few"), np.array_split(ranked, 3), strict=True))
+    micro = {
+        part: float(hits[of].sum() / totals[of].sum()) if len(of) else None
+        for part, of in parts.items()
+    }
+    macro = {
+        f"macro_{part}": float((hits[of] / totals[of]).mean()) if len(of) else None
+        for part, of in list(parts.items())[:3]
+    }
+    if known is None:
+        micro |= {"old": None, "new": None}
+        macro |= {"macro_old": None, "macro_new": None}
+    return ClusterAccuracy(**micro, **macro, assignment=tuple(of_cluster.tolist()))  # type: ignore[arg-type]
+
+
+def match(profit: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Give every row its own column so that the sum is largest (Kuhn, 1955; shortest paths).
+
+    Args:
+        profit: Finite values, shape (k, k).
+
+    Returns:
+        Column of every row, shape (k,).
+
+    Example:
+        >>> match(np.array([[1.0, 2.0], [3.0, 5.0]])).tolist()
+        [0, 1]
+    """
+    size = len(profit)
+    # Column `size` is where the search for the next row starts.
+    row_price, column_price = np.zeros(size), np.zeros(size + 1)
+    row_of = np.full(size + 1, -1)
+    for row in range(size):
+        row_of[size], column = row, size
+        gap, before = np.full(size, np.inf), np.full(size, size)
+        done = np.zeros(size + 1, dtype=bool)
+        while row_of[column] >= 0:
+            done[column] = True
+            at = row_of[column]
+            slack = -profit[at] - row_price[at] - column_price[:size]
+            closer = ~done[:size] & (slack < gap)
+            gap[closer], before[closer] = slack[closer], column
+            nearest = int(np.where(done[:size], np.inf, gap).argmin())
+            step = gap[nearest]
+            row_price[row_of[done]] += step
+            column_price[done] -= step
+            gap[~done[:size]] -= step
+            column = nearest
+        while column != size:
+            row_of[column], column = row_of[before[column]], int(before[column])
+    result = np.empty(size, dtype=np.int64)
+    result[row_of[:size]] = np.arange(size)
+    return result

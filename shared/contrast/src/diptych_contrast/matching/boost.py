@@ -1,0 +1,237 @@
+"""Ranking of two modalities, and boosting a target branch over an anchor branch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal, Unpack
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from diptych_contrast.common import (
+    Common,
+    LossResult,
+    Options,
+    check_choice,
+    check_device,
+    read_embeddings,
+    reduce_rows,
+)
+from diptych_contrast.rowwise import read_local_options, refuse
+
+Scores = Float[Tensor, "n n"] | tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]
+Parity = Literal["official"] | None
+# Stands for minus infinity where a difference of two of them would be NaN.
+_LOW = -1e30
+_SHARPNESS = 10.0
+
+
+def birank(
+    S: Scores,
+    margin: float = 0.2,
+    hardest: bool = True,
+    *,
+    negatives: Bool[Tensor, "n n"] | None = None,
+    parity: Parity = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Bidirectional ranking of two modalities (Faghri et al., 2018; Diao et al., 2023, DBL).
+
+    The mean over pairs i of ``[m + max_j S_ij - S_ii]_+ + [m + max_j S_ji - S_ii]_+``, j over
+    negatives; the authors sum over the batch (``parity="official"``).
+
+    Args:
+        S: Scores, shape (n, n), or embeddings (x, y), each (n, d), for their cosines.
+        margin: Margin m, >= 0.
+        hardest: The hardest negative alone; False: the sum over all.
+        negatives: Where column j is a negative of row i, shape (n, n); the diagonal never is.
+            None: everywhere else.
+        parity: ``official``: the sum over the batch.
+        **common: See `Common`.
+
+    Example:
+        >>> round(birank(torch.zeros(4, 4), margin=0.5).item(), 4)
+        1.0
+    """
+    options, scores, _, mask = _read_scores("birank", common, S, None, negatives, margin, parity)
+    diagonal = scores.diagonal()
+    rows = _hinges(margin + scores - diagonal[:, None], mask, 1, hardest)
+    columns = _hinges(margin + scores - diagonal, mask, 0, hardest)
+    return reduce_rows(options, rows + columns, _has_negative(mask))
+
+
+def boost_abs(
+    S: Scores,
+    S_anchor: Scores,
+    margin: float = 0.2,
+    beta: float = 1.0,
+    gamma: float = 0.5,
+    *,
+    negatives: Bool[Tensor, "n n"] | None = None,
+    parity: Parity = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Absolute boosting over an anchor branch (Diao et al., 2023, DBL).
+
+    With ``m = beta margin``, the mean over pairs i of ``2 [gamma m + A_ii - S_ii]_+`` and the
+    hardest ``[(1 - gamma) m + S_ij - A_ij]_+`` of row and of column i. The anchor A is constant.
+
+    Args:
+        S: Scores of the target branch, shape (n, n), or its embeddings (x, y).
+        S_anchor: The same of the anchor branch.
+        margin: Margin, >= 0.
+        beta: Factor of the margin.
+        gamma: Share of the margin that positives take, in [0, 1].
+        negatives: See `birank`.
+        parity: ``official``: the sum over the batch.
+        **common: See `Common`.
+
+    Example:
+        >>> round(boost_abs(torch.zeros(4, 4), torch.zeros(4, 4)).item(), 4)
+        0.4
+    """
+    options, scores, anchor, mask = _read_scores(
+        "boost_abs", common, S, S_anchor, negatives, margin, parity
+    )
+    margin = margin * beta
+    positive = 2.0 * (gamma * margin + anchor.diagonal() - scores.diagonal()).relu()
+    costs = (1.0 - gamma) * margin + scores - anchor
+    return reduce_rows(options, positive + _hinges(costs, mask, 1) + _hinges(costs, mask, 0), None)
+
+
+def boost_rel(
+    S: Scores,
+    S_anchor: Scores,
+    margin: float = 0.2,
+    beta: float = 1.0,
+    *,
+    negatives: Bool[Tensor, "n n"] | None = None,
+    parity: Parity = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Relative boosting: the gap to the negatives grows over the anchor's (Diao et al., 2023, DBL).
+
+    The mean over pairs i of the hardest ``[beta m + (A_ii - A_ij) - (S_ii - S_ij)]_+`` of row and
+    of column i. Arguments and result as `boost_abs`.
+
+    Example:
+        >>> round(boost_rel(torch.zeros(4, 4), torch.zeros(4, 4)).item(), 4)
+        0.4
+    """
+    options, scores, anchor, mask = _read_scores(
+        "boost_rel", common, S, S_anchor, negatives, margin, parity
+    )
+    gain = scores - anchor
+    costs = margin * beta + gain
+    rows = _hinges(costs - gain.diagonal()[:, None], mask, 1)
+    columns = _hinges(costs - gain.diagonal(), mask, 0)
+    return reduce_rows(options, rows + columns, _has_negative(mask))
+
+
+def boost_kl(
+    S: Scores,
+    S_anchor: Scores,
+    *,
+    negatives: Bool[Tensor, "n n"] | None = None,
+    parity: Parity = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Follow the anchor's ranking: ``KL(softmax(10 A) || softmax(10 S))`` over rows and columns.
+
+    The mean over pairs i of both (Diao et al., 2023, DBL); pairs that are neither own pair nor
+    negative leave the softmax. The official form is the same. Arguments as `boost_abs`.
+
+    Example:
+        >>> boost_kl(torch.eye(4), torch.eye(4)).item()
+        0.0
+    """
+    options, scores, anchor, mask = _read_scores("boost_kl", common, S, S_anchor, negatives)
+    check_choice("boost_kl", "parity", parity, None, "official")
+    losses = torch.zeros_like(scores[0])
+    for dim in (1, 0):
+        target, own = (_log_softmax(part, mask, dim) for part in (anchor, scores))
+        losses = losses + (target.exp() * (target - own)).sum(dim)
+    return reduce_rows(options, losses, _has_negative(mask))
+
+
+def boost_pro(
+    S: Scores,
+    S_anchor: Scores,
+    *,
+    negatives: Bool[Tensor, "n n"] | None = None,
+    parity: Parity = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Gain most on the own pair: cross-entropy of ``softmax(10 (S - A))`` over rows and columns.
+
+    The mean over pairs i of both (Diao et al., 2023, DBL); else as `boost_kl`.
+
+    Example:
+        >>> round(boost_pro(torch.eye(4), torch.eye(4)).div(2).exp().item())
+        4
+    """
+    options, scores, anchor, mask = _read_scores("boost_pro", common, S, S_anchor, negatives)
+    check_choice("boost_pro", "parity", parity, None, "official")
+    gain = scores - anchor
+    rows, columns = (_log_softmax(gain, mask, dim).diagonal() for dim in (1, 0))
+    return reduce_rows(options, -(rows + columns), _has_negative(mask))
+
+
+def _read_scores(
+    function: str,
+    common: Common,
+    target: Scores,
+    anchor: Scores | None,
+    negatives: Tensor | None,
+    margin: float = 0.0,
+    parity: str | None = None,
+) -> tuple[Options, Tensor, Tensor, Tensor]:
+    """Options, scores of target and anchor (detached), and which pairs are negatives."""
+    options = read_local_options(function, common)
+    wrong = not 0 <= margin < math.inf
+    check_choice(function, "parity", parity, None, "official")
+    refuse(function, ("margin", wrong, f"is {margin}", "pass a finite number, at least 0"))
+    if parity == "official" and options.reduction == "mean":
+        options = replace(options, reduction="sum")
+    scores = _one(options, "S", target)
+    other = scores.detach() if anchor is None else _one(options, "S_anchor", anchor).detach()
+    own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    mask = ~own if negatives is None else negatives
+    for name, value in (("S_anchor", other), ("negatives", mask)):
+        found = f"has shape {tuple(value.shape)} and dtype {value.dtype}"
+        wrong = value.shape != scores.shape or (name == "negatives" and value.dtype != torch.bool)
+        words = "bool" if name == "negatives" else "scores"
+        fix = f"pass {words} of shape {tuple(scores.shape)}, as 'S'"
+        refuse(function, (name, wrong, found, fix))
+        check_device(function, name, value, "S", scores)
+    return options, scores, other, mask & ~own
+
+
+def _one(options: Options, name: str, given: Scores) -> Tensor:
+    if not isinstance(given, Tensor):
+        x, y = read_embeddings(options, **{f"{name}[0]": given[0], f"{name}[1]": given[1]})
+        with torch.autocast(x.device.type, enabled=False):
+            products: Tensor = x @ y.t()
+        return products
+    square = given.dim() == 2 and given.shape[0] == given.shape[1] > 0
+    found = f"has shape {tuple(given.shape)} and dtype {given.dtype}"
+    fix = "pass floating-point scores of shape (n, n), or two embeddings as a tuple"
+    refuse(options.function, (name, not square or not given.is_floating_point(), found, fix))
+    return given if given.dtype == torch.float64 else given.float()
+
+
+def _hinges(costs: Tensor, mask: Tensor, dim: int, hardest: bool = True) -> Tensor:
+    costs = costs.relu().masked_fill(~mask, 0.0)
+    return costs.max(dim).values if hardest else costs.sum(dim)
+
+
+def _has_negative(mask: Tensor) -> Tensor:
+    return mask.any(1) | mask.any(0)
+
+
+def _log_softmax(scores: Tensor, mask: Tensor, dim: int) -> Tensor:
+    own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    logits = (_SHARPNESS * scores).masked_fill(~(mask | own), _LOW)
+    return torch.log_softmax(logits, dim)

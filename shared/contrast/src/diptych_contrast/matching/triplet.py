@@ -1,0 +1,169 @@
+"""Triplets and how they are mined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, Unpack
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych_contrast.common import (
+    Common,
+    LossResult,
+    check_choice,
+    read_embeddings,
+    read_labels,
+    readable,
+    reduce_rows,
+)
+from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.rowwise import by_rows, read_local_options, refuse
+
+
+def triplet(
+    z: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    margin: float = 0.2,
+    mining: Literal["all", "hard", "semi_hard", "easy_positive"] = "all",
+    distance: Literal["euclid", "squared", "cosine"] = "euclid",
+    soft: bool = False,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Triplet loss (Schroff et al., 2015; Hermans et al., 2017; Xuan et al., 2020).
+
+    The mean over triplets (a, p, n) of ``[margin + d_ap - d_an]_+``, p of the class of a, n not:
+    ``all`` active ones; the farthest p and nearest n of every a (``hard``); the nearest p and
+    nearest n (``easy_positive``); for every pair (a, p) the nearest n with
+    ``d_ap < d_an < d_ap + margin``, else the farthest with ``d_an <= d_ap``, else none and a loss
+    of 0 (``semi_hard``). Among equal distances the lowest row wins. The root's slope at 0 is 0.
+
+    Args:
+        z: Embeddings, shape (n, d).
+        labels: Class of each row, shape (n,), from 0; at least two classes.
+        margin: Margin, >= 0.
+        mining: Which triplets count.
+        distance: ``euclid``, its square, or one minus the cosine.
+        soft: ``softplus(d_ap - d_an)`` instead of the hinge, so that every triplet is active.
+        **common: See `Common`.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 0], [0, 1], [1, 0]])
+        >>> round(triplet(z, torch.tensor([0, 0, 1]), 0.5).item(), 4)
+        1.2071
+    """
+    options = read_local_options("triplet", common)
+    points = read_embeddings(options, z=z)[0]
+    labels = read_labels(options, "labels", labels, points, lowest=0)
+    check_choice("triplet", "mining", mining, "all", "hard", "semi_hard", "easy_positive")
+    check_choice("triplet", "distance", distance, "euclid", "squared", "cosine")
+    single = readable(labels) and not bool((labels != labels[0]).any())
+    refuse(
+        "triplet",
+        ("margin", not 0 <= margin < math.inf, f"is {margin}", "pass a finite number, at least 0"),
+        ("labels", single, "holds a single class", "pass rows of two classes: one has no negative"),
+    )
+    if distance == "cosine" and not options.normalize:
+        points = unit_rows(points)
+    mine = _MINE[mining, soft if mining == "all" else None]
+    index = torch.arange(len(points), device=points.device)
+    largest = int(labels.bincount().max()) if mine is _all_soft else 4
+
+    def block(x: Tensor, label: Tensor, row: Tensor, y: Tensor) -> Tensor:
+        d = _distances(x, y, distance)
+        same = label[:, None] == labels
+        positive = same & (row[:, None] != index)
+        total, count = mine(d, positive, ~same, margin, soft)
+        valid = positive.any(1) & ~same.all(1)
+        return torch.stack([total.masked_fill(~valid, 0.0), count * valid, valid], 1)
+
+    table = by_rows(block, (points, labels, index), (points,), len(points) * largest, options)
+    total, counts, valid = table[:, 0], table[:, 1].detach(), table[:, 2] > 0
+    if options.reduction == "none":
+        total = total / counts.clamp_min(1)
+    elif options.reduction == "mean":
+        counted = len(total) if options.empty == "zero" else valid.sum()
+        total = total * (counted / counts.sum().clamp_min(1))
+    return reduce_rows(options, total, valid)
+
+
+def _distances(x: Tensor, y: Tensor, distance: str) -> Tensor:
+    if distance == "cosine":
+        return 1.0 - x @ y.t()
+    # Differences, not products: equal rows are at distance 0, and ties stay ties.
+    d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    return d if distance == "euclid" else d.square()
+
+
+def _cost(gap: Tensor, margin: float, soft: bool) -> Tensor:
+    return F.softplus(gap, threshold=40) if soft else (gap + margin).relu()
+
+
+def _extremes(farthest: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    def mine(
+        d: Tensor, positive: Tensor, negative: Tensor, margin: float, soft: bool
+    ) -> tuple[Tensor, Tensor]:
+        if farthest:
+            chosen = d.detach().masked_fill(~positive, -math.inf).argmax(1)
+        else:
+            chosen = d.detach().masked_fill(~positive, math.inf).argmin(1)
+        nearest = d.detach().masked_fill(~negative, math.inf).argmin(1)
+        gap = d.gather(1, chosen[:, None]) - d.gather(1, nearest[:, None])
+        return _cost(gap[:, 0], margin, soft), torch.ones_like(d[:, 0])
+
+    return mine
+
+
+def _all_hinge(
+    d: Tensor, positive: Tensor, negative: Tensor, margin: float, soft: bool
+) -> tuple[Tensor, Tensor]:
+    """Sum over active triplets: piecewise linear, so counting them by two sorts is enough."""
+    with torch.no_grad():
+        reach = d + margin
+        sorted_negatives = d.masked_fill(~negative, math.inf).sort(1).values
+        closer = torch.searchsorted(sorted_negatives, reach) * positive
+        sorted_reach = reach.masked_fill(~positive, -math.inf).sort(1).values
+        farther = (d.shape[1] - torch.searchsorted(sorted_reach, d, right=True)) * negative
+        count = closer.sum(1)
+    # Large sums nearly cancel.
+    total = ((closer - farther) * d.double()).sum(1) + margin * count.double()
+    return total.to(d.dtype), count
+
+
+def _all_soft(
+    d: Tensor, positive: Tensor, negative: Tensor, margin: float, soft: bool
+) -> tuple[Tensor, Tensor]:
+    most = max(1, int(positive.sum(1).max()))
+    there, chosen = positive.float().topk(most, 1)
+    gaps = d.gather(1, chosen)[:, :, None] - d[:, None, :]
+    counts = there.bool()[:, :, None] & negative[:, None, :]
+    return _cost(gaps, margin, True).masked_fill(~counts, 0.0).sum((1, 2)), counts.sum((1, 2))
+
+
+def _semi_hard(
+    d: Tensor, positive: Tensor, negative: Tensor, margin: float, soft: bool
+) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        values, order = torch.sort(d.masked_fill(~negative, math.inf), dim=1, stable=True)
+        beyond = torch.searchsorted(values, d.detach(), right=True)
+        inside = values.gather(1, beyond.clamp_max(d.shape[1] - 1)) < d + margin
+        inside &= beyond < d.shape[1]
+        rank = torch.where(inside, beyond, beyond - 1)
+        found = rank >= 0
+        # The first of equal values, as everywhere.
+        first = torch.searchsorted(values, values.gather(1, rank.clamp_min(0)))
+        chosen = order.gather(1, first)
+    costs = _cost(d - d.gather(1, chosen), margin, soft)
+    return costs.masked_fill(~(positive & found), 0.0).sum(1), positive.sum(1)
+
+
+_MINE: dict[tuple[str, bool | None], Callable[..., tuple[Tensor, Tensor]]] = {
+    ("all", False): _all_hinge,
+    ("all", True): _all_soft,
+    ("hard", None): _extremes(farthest=True),
+    ("easy_positive", None): _extremes(farthest=False),
+    ("semi_hard", None): _semi_hard,
+}

@@ -1,0 +1,257 @@
+"""Losses of metric learning: margins, multi-similarity, N-pairs, circle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, Unpack
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych_contrast.common import (
+    Common,
+    Keys,
+    LossResult,
+    TemperatureLike,
+    check_choice,
+    check_several,
+    decline,
+    meet_columns,
+    read_embeddings,
+    read_labels,
+    read_options,
+    read_scale,
+    reduce_rows,
+    sample_ids,
+)
+from diptych_contrast.inputs import check_positive
+from diptych_contrast.kernel import log_sums
+from diptych_contrast.rowwise import by_rows, read_local_options
+
+# Losses of rows from their scores (r, n), their squared distances alike, positives and negatives.
+_Rows = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def contrastive_margin(
+    z: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    margin: float = 1.0,
+    *,
+    distance: Literal["euclid", "cosine"] = "euclid",
+    **common: Unpack[Common],
+) -> LossResult:
+    """Contrastive loss with a margin (Hadsell et al., 2006, equation 4, without the halves).
+
+    The mean over rows of ``mean_p d_ip^2 + mean_n relu(margin - d_in)^2`` over the positives p,
+    the other rows of the label, and the negatives n; d is ``|z_i - z_j|`` or ``1 - s_ij``.
+
+    Args:
+        z: Embeddings, shape (n, d).
+        labels: Class of each row, shape (n,), from 0.
+        margin: Distance at which negatives stop to count, > 0.
+        distance: ``euclid`` or ``cosine``.
+        **common: See `Common`; ``group`` and ``return_info`` are refused.
+
+    Returns:
+        Shape (), or (n,) with ``reduction="none"``.
+
+    Raises:
+        ContrastInputError: Inputs that do not fit together.
+
+    Example:
+        >>> contrastive_margin(torch.eye(4), torch.tensor([0, 0, 1, 1])).item()
+        2.0
+    """
+    check_positive("contrastive_margin", "margin", margin)
+    check_choice("contrastive_margin", "distance", distance, "euclid", "cosine")
+
+    def rows(s: Tensor, square: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        if distance == "euclid":
+            # The root has no derivative at 0; equal rows get the gradient 0.
+            apart = square > 8 * torch.finfo(square.dtype).eps
+            d = square.masked_fill(~apart, 1.0).sqrt().masked_fill(~apart, 0.0)
+        else:
+            d = 1.0 - s
+        pull = (square if distance == "euclid" else d.square()).masked_fill(~positive, 0.0)
+        push = (margin - d).relu().square().masked_fill(~negative, 0.0)
+        counts = [mask.sum(1).clamp_min(1) for mask in (positive, negative)]
+        return pull.sum(1) / counts[0] + push.sum(1) / counts[1]
+
+    return _labelled("contrastive_margin", z, labels, rows, common)
+
+
+def multi_similarity(
+    z: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    eps: float = 0.1,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Multi-similarity loss (Wang et al., 2019, equations 11 to 13).
+
+    The mean over rows of ``log(1 + sum_p exp(-alpha (s_ip - base))) / alpha +
+    log(1 + sum_n exp(beta (s_in - base))) / beta`` over the negatives with
+    ``s_in > min_p s_ip - eps`` and the positives with ``s_ip < max_n s_in + eps``.
+
+    Args:
+        z: Embeddings, shape (n, d).
+        labels: Class of each row, shape (n,), from 0.
+        alpha: Sharpness of the positives, > 0.
+        beta: Sharpness of the negatives, > 0.
+        base: Score that parts both.
+        eps: Slack of the choice of pairs; infinity keeps all.
+        **common: See `Common`; ``group`` and ``return_info`` are refused.
+
+    Returns:
+        Shape (), or (n,) with ``reduction="none"``.
+
+    Raises:
+        ContrastInputError: Inputs that do not fit together.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+        >>> round(multi_similarity(z, torch.tensor([0, 0, 1, 1])).item(), 4)
+        0.0
+    """
+    check_positive("multi_similarity", "alpha", alpha)
+    check_positive("multi_similarity", "beta", beta)
+
+    def rows(s: Tensor, _: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        fixed = s.detach()
+        easiest = fixed.masked_fill(~positive, torch.inf).amin(1, keepdim=True) - eps
+        hardest = fixed.masked_fill(~negative, -torch.inf).amax(1, keepdim=True) + eps
+        pull = _log_one_plus(-alpha * (s - base), positive & (fixed < hardest))
+        push = _log_one_plus(beta * (s - base), negative & (fixed > easiest))
+        return pull / alpha + push / beta
+
+    return _labelled("multi_similarity", z, labels, rows, common)
+
+
+def circle(
+    z: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    m: float = 0.25,
+    gamma: float = 256.0,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Circle loss (Sun et al., 2020, equations 4 to 8).
+
+    The mean over rows of ``log(1 + sum_n exp(gamma a_n (s_n - m)) sum_p exp(-gamma a_p (s_p - 1 +
+    m)))`` with the weights ``a_p = relu(1 + m - s_p)`` and ``a_n = relu(s_n + m)`` as constants.
+
+    Args:
+        z: Embeddings, shape (n, d).
+        labels: Class of each row, shape (n,), from 0.
+        m: Relaxation: positives aim at ``1 - m``, negatives at m.
+        gamma: Scale, > 0.
+        **common: See `Common`; ``group`` and ``return_info`` are refused.
+
+    Returns:
+        Shape (), or (n,) with ``reduction="none"``.
+
+    Raises:
+        ContrastInputError: Inputs that do not fit together.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+        >>> round(circle(z, torch.tensor([0, 0, 1, 1])).item(), 4)
+        0.0
+    """
+    check_positive("circle", "gamma", gamma)
+
+    def rows(s: Tensor, _: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        fixed = s.detach()
+        pull = -gamma * (1 + m - fixed).relu() * (s - (1 - m))
+        push = gamma * (fixed + m).relu() * (s - m)
+        return F.softplus(_log_sum(pull, positive) + _log_sum(push, negative), threshold=40)
+
+    return _labelled("circle", z, labels, rows, common)
+
+
+def n_pairs(
+    z1: Float[Tensor, "n d"],
+    z2: Float[Tensor, "n d"],
+    temperature: TemperatureLike = 1.0,
+    *,
+    labels: Int[Tensor, " n"] | None = None,
+    l2: float = 0.0,
+    **common: Unpack[Common],
+) -> LossResult:
+    """N-pairs loss (Sohn, 2016, equations 4 and 7).
+
+    The mean over anchors i of ``log(1 + sum_j exp((s_ij - s_ii) / t))`` over the positives j of
+    the other samples. The paper's form is ``normalize=False, l2=0.02``.
+
+    Args:
+        z1: Anchors, shape (n, d), n >= 2.
+        z2: Their positives, shape (n, d).
+        temperature: t > 0; number, 0-dim tensor or `Temperature`.
+        labels: Samples of equal label are no negatives of each other, shape (n,).
+        l2: Weight of the mean squared length of anchor and positive, >= 0.
+        **common: See `Common`; ``return_info`` is refused.
+
+    Returns:
+        Shape (), or (n,) with ``reduction="none"``.
+
+    Raises:
+        ContrastInputError: Inputs that do not fit together, or a single sample.
+
+    Example:
+        >>> round(n_pairs(torch.ones(4, 8), torch.ones(4, 8)).exp().item())
+        4
+    """
+    options = read_options("n_pairs", common)
+    decline(options, "return_info")
+    first, second = read_embeddings(options, z1=z1, z2=z2).unbind(0)
+    check_several(options, "z1", z1)
+    scale = read_scale(options, temperature, first)
+    keys = sample_ids(options, z1)
+    if labels is not None:
+        keys = read_labels(options, "labels", labels, z1, lowest=0)
+    columns, mask = meet_columns(options, second, Keys(keys))
+    if columns is None:
+        columns, mask = second, replace(mask, col_id=keys)
+    lse, _ = log_sums(first, columns, scale, ("~same_id",), keys=mask, engine=options.engine)
+    valid = lse[0] > -torch.inf
+    gap = lse[0].masked_fill(~valid, 0.0) - (first * second).sum(1) * scale
+    rows = F.softplus(gap, threshold=40)
+    if l2:
+        rows = rows + l2 * (first.square().sum(1) + second.square().sum(1)) / 2
+    return reduce_rows(options, rows, None if labels is None else valid)
+
+
+def _labelled(function: str, z: Tensor, labels: Tensor, rows: _Rows, common: Common) -> Tensor:
+    """Reduce a loss of rows against all others, block by block."""
+    options = read_local_options(function, common)
+    unit = read_embeddings(options, z=z)[0]
+    labels = read_labels(options, "labels", labels, unit, lowest=0)
+    position = torch.arange(len(unit), device=unit.device)
+    length = unit.square().sum(1)
+
+    def block(part: Tensor, long: Tensor, own: Tensor, at: Tensor, *columns: Tensor) -> Tensor:
+        s = part @ columns[0].t()
+        square = (long[:, None] + columns[1] - 2.0 * s).clamp_min(0.0)
+        same = own[:, None] == labels
+        positive = same & (at[:, None] != position)
+        valid = positive.any(1) & ~same.all(1)
+        return torch.stack([rows(s, square, positive, ~same), valid.to(s.dtype)], 1)
+
+    keyed = (unit, length, labels, position)
+    losses, valid = by_rows(block, keyed, (unit, length), 8 * len(unit), options).unbind(1)
+    return reduce_rows(options, losses, valid > 0)
+
+
+def _log_sum(exponents: Tensor, mask: Tensor) -> Tensor:
+    """Log-sum-exp over the pairs of a mask; rows without any stay finite."""
+    none = ~mask.any(1, keepdim=True)
+    return exponents.masked_fill(~mask & ~none, -torch.inf).masked_fill(none, 0.0).logsumexp(1)
+
+
+def _log_one_plus(exponents: Tensor, mask: Tensor) -> Tensor:
+    hidden = exponents.masked_fill(~mask, -torch.inf)
+    return torch.cat([hidden, torch.zeros_like(hidden[:, :1])], 1).logsumexp(1)

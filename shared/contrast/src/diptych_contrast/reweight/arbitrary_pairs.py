@@ -1,0 +1,195 @@
+"""SimLAP: any two classes are positives in the subspace that a gate opens for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, Unpack
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych_contrast.common import (
+    Common,
+    LossResult,
+    Options,
+    TemperatureLike,
+    check_choice,
+    read_embeddings,
+    read_labels,
+    read_scale,
+    reduce_rows,
+)
+from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.rowwise import by_rows, read_local_options, refuse
+
+
+class PairGate(nn.Module):
+    """Which dimensions two classes share, in (0, 1) (Wu et al., 2024, SimLAP).
+
+    The mean of both class embeddings -> ReLU, batch norm, linear, ReLU, batch norm, linear ->
+    sigmoid. 1,302,784 parameters for 1,000 classes and the default sizes.
+
+    Args:
+        num_classes: Number of classes.
+        dim_out: Dimension of the embeddings to gate.
+        dim_in: Dimension of a class embedding.
+        hidden: Hidden units.
+
+    Example:
+        >>> PairGate(10, 8)(torch.tensor([0, 1]), torch.tensor([2, 3])).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(
+        self, num_classes: int, dim_out: int = 256, dim_in: int = 512, hidden: int = 1024
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_classes, dim_in)
+        self.network = nn.Sequential(
+            nn.ReLU(),
+            nn.BatchNorm1d(dim_in),
+            nn.Linear(dim_in, hidden),
+            nn.ReLU(),
+            nn.BatchNorm1d(hidden),
+            nn.Linear(hidden, dim_out),
+        )
+
+    def forward(self, first: Int[Tensor, " n"], second: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Gates of pairs of classes."""
+        gate: Tensor = self.network((self.embedding(first) + self.embedding(second)) / 2)
+        return gate.sigmoid()
+
+
+def sample_partners(
+    labels: Int[Tensor, " n"],
+    how: Literal["arbitrary", "identical", "distinct"],
+    num_classes: int,
+    generator: torch.Generator,
+) -> Int[Tensor, " n"]:
+    """Partner class of every row for `arbitrary_pairs`.
+
+    Args:
+        labels: Class of every row, shape (n,).
+        how: ``arbitrary`` permutes the labels of the batch, ``identical`` keeps them,
+            ``distinct`` draws another class uniformly.
+        num_classes: Number of classes.
+        generator: Source of the draw, on the device of ``labels``.
+
+    Example:
+        >>> y = torch.tensor([0, 1])
+        >>> sample_partners(y, "distinct", 2, torch.Generator()).tolist()
+        [1, 0]
+    """
+    check_choice("sample_partners", "how", how, "arbitrary", "identical", "distinct")
+    if how == "identical":
+        return labels
+    if how == "arbitrary":
+        order = torch.randperm(len(labels), generator=generator, device=labels.device)
+        return labels[order]
+    shift = torch.randint(1, num_classes, labels.shape, generator=generator, device=labels.device)
+    return (labels + shift) % num_classes
+
+
+def arbitrary_pairs(
+    z: Float[Tensor, "n d"],
+    k: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    partner_labels: Int[Tensor, " n"],
+    gate: Callable[[Tensor, Tensor], Tensor],
+    temperature: TemperatureLike = 0.1,
+    *,
+    pool: Literal["rows", "pairs"] = "rows",
+    subspace_cosine: bool = False,
+    penalty: float = 0.0,
+    parity: Literal["official"] | None = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Contrast any two classes in the subspace that a gate opens for them (Wu et al., 2024).
+
+    With g the gate of a row's class and partner class and ``S_ij = (g_i^2 z_i).k_j / t``: the mean
+    over columns p of the partner class, other than the row's own, of
+    ``log(exp S_ip + sum_n exp S_in) - S_ip``, n over columns of neither class; then over rows.
+
+    The authors' code subtracts the mean before the exponential (which overflows), counts a row's
+    own column, and lets rows without positives enter the mean as 0; ``parity="official"`` does
+    the latter two.
+
+    Args:
+        z: Rows, shape (n, d).
+        k: Columns of the same samples, shape (n, d).
+        labels: Class of every sample, shape (n,), from 0.
+        partner_labels: Class that each row is paired with, shape (n,); see `sample_partners`.
+        gate: Gates in [0, 1] of pairs of classes, shape (n, d): a `PairGate`.
+        temperature: t > 0.
+        pool: Mean over ``rows`` of the mean over pairs, or over all ``pairs``.
+        subspace_cosine: Divide by the lengths within the gate, so that S is a cosine over t.
+        penalty: Weight of ``mean g (1 - g)``, which closes half-open gates.
+        parity: ``official``: as the authors' code.
+        **common: See `Common`.
+
+    Returns:
+        Shape (), or (n,) with ``reduction="none"``, whose mean it is.
+
+    Example:
+        >>> y = torch.arange(4)
+        >>> open_gate = lambda a, b: torch.ones(4, 4)
+        >>> arbitrary_pairs(torch.eye(4), torch.eye(4), y, y.roll(1), open_gate).exp().item()
+        3.0
+    """
+    options = read_local_options("arbitrary_pairs", common)
+    rows, columns = read_embeddings(options, z=z, k=k).unbind(0)
+    labels = read_labels(options, "labels", labels, rows, lowest=0)
+    partners = read_labels(options, "partner_labels", partner_labels, rows, lowest=0)
+    scale = read_scale(options, temperature, rows)
+    gates = _gates(gate(labels, partners), rows)
+    check_choice("arbitrary_pairs", "pool", pool, "rows", "pairs")
+    check_choice("arbitrary_pairs", "parity", parity, None, "official")
+    index = torch.arange(len(rows), device=rows.device)
+
+    def block(
+        x: Tensor, g: Tensor, own: Tensor, partner: Tensor, row: Tensor, y: Tensor, beta: Tensor
+    ) -> Tensor:
+        if subspace_cosine:
+            lengths = (g.square() @ y.square().t()).clamp_min(1e-24).sqrt()
+            scores = (unit_rows(x * g) * g) @ y.t() / lengths * beta
+        else:
+            scores = (x * g.square()) @ y.t() * beta
+        positive = partner[:, None] == labels
+        negative = ~(positive | (own[:, None] == labels))
+        if parity is None:
+            positive = positive & (row[:, None] != index)
+        lone = ~negative.any(1)
+        # A row of minus infinities has no finite derivative, so lone rows go around the sum.
+        sums = scores.masked_fill(~negative & ~lone[:, None], -math.inf).logsumexp(1)
+        terms = F.softplus(sums[:, None] - scores, threshold=40)
+        counts = positive.sum(1)
+        total = terms.masked_fill(~positive | lone[:, None], 0.0).sum(1)
+        return torch.stack([total, counts, counts * ~lone], 1)
+
+    keyed = (rows, gates, labels, partners, index)
+    table = by_rows(block, keyed, (columns, scale), len(rows), options)
+    loss = _pooled(options, table[:, 0], table[:, 1 if parity else 2].detach(), pool, parity)
+    return loss + penalty * (gates * (1 - gates)).mean()
+
+
+def _gates(gates: Tensor, rows: Tensor) -> Tensor:
+    found = f"gives shape {tuple(gates.shape)} for {tuple(rows.shape)}"
+    fix = "make the gate for the same number of dimensions"
+    refuse("arbitrary_pairs", ("gate", gates.shape != rows.shape, found, fix))
+    return gates.to(rows.dtype)
+
+
+def _pooled(
+    options: Options, total: Tensor, counts: Tensor, pool: str, parity: str | None
+) -> Tensor:
+    """Mean over rows of the mean over their pairs, or over all pairs."""
+    if pool == "rows":
+        losses = total / counts.clamp_min(1)
+    else:
+        every = parity is not None or options.empty == "zero"
+        mean = counts.mean() if every else counts.sum() / (counts > 0).sum().clamp_min(1)
+        losses = total / mean.clamp_min(torch.finfo(total.dtype).tiny)
+    return reduce_rows(options, losses, None if parity else counts > 0)

@@ -1,0 +1,189 @@
+"""CACR: attraction that weighs far positives, repulsion that weighs near negatives."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Literal, Unpack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych_contrast.common import (
+    Common,
+    LossResult,
+    Options,
+    check_choice,
+    check_device,
+    read_views,
+    reduce_rows,
+)
+from diptych_contrast.kernel import PairMask, log_sums, pair_expect
+from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.rowwise import by_rows, read_local_options, refuse
+from diptych_contrast.state import KeyQueue
+
+Views = Float[Tensor, "v n d"] | tuple[Float[Tensor, "n d"], ...]
+_RBF_SHARPNESS = 2.0
+
+
+def cacr(
+    views: Views,
+    t_pos: float = 1.0,
+    t_neg: float = 2.0,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    kernel: Literal["euclid", "rbf"] = "euclid",
+    detach_weights: bool = True,
+    queue: KeyQueue | Float[Tensor, "m d"] | None = None,
+    tau_plus: float = 0.0,
+    parity: Literal["official"] | None = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Contrastive attraction and contrastive repulsion (Zheng et al., 2021, equations 6 to 8).
+
+    With ``d2`` the squared distance, the mean over all rows i, each view once, of
+    ``alpha sum_p w+_ip d2_ip - beta sum_j w-_ij d2_ij``: ``w+ = softmax_p(t_pos d2)`` over the
+    other views of the sample, ``w- = softmax_j(-t_neg d2)`` over all views of other samples.
+    Kernel ``rbf`` repels by ``beta log mean_i sum_j w-_ij exp(-2 d2_ij)``.
+
+    The authors' small-scale code differentiates the weights, compares every pair of views in one
+    direction only, and gives the debiasing term the sign that rewards distant positives;
+    ``parity="official"`` computes that.
+
+    Args:
+        views: At least two views of the same samples, shape (v, n, d).
+        t_pos: Sharpness of the attraction, >= 0.
+        t_neg: Sharpness of the repulsion, >= 0.
+        alpha: Weight of the attraction.
+        beta: Weight of the repulsion.
+        kernel: Cost of the repulsion; ``rbf`` has one value a batch, so only the mean.
+        detach_weights: Take the weights as constants.
+        queue: Further negatives without gradient, `KeyQueue` or shape (m, d).
+        tau_plus: Share of negatives that are positives, in [0, 1), taken out of the repulsion r:
+            ``(r + tau_plus mean_p d2_ip) / (1 - tau_plus)`` (``euclid``).
+        parity: ``official``: as the authors' code.
+        **common: See `Common`.
+
+    Example:
+        >>> round(cacr(torch.eye(4).repeat(2, 1, 1)).item(), 4)
+        -2.0
+    """
+    options = read_local_options("cacr", common)
+    stack = read_views(options, "views", views)
+    sharpness = {"t_pos": t_pos, "t_neg": t_neg}
+    _check(options, stack, sharpness, tau_plus, kernel, parity, queue)
+    freeze = detach_weights and parity is None
+    with torch.autocast(stack.device.type, enabled=False):
+        squares = stack.square().sum(2)
+        close = squares[:, None] + squares - 2.0 * torch.einsum("vnd,wnd->vwn", stack, stack)
+        own = torch.eye(len(stack), dtype=torch.bool, device=stack.device)[:, :, None]
+        weights = (t_pos * close).masked_fill(own, -math.inf).softmax(1)
+        attraction = ((weights.detach() if freeze else weights) * close).sum(1)
+    samples = torch.arange(stack.shape[1], device=stack.device)
+    if parity == "official":
+        terms = []
+        for x, y in combinations(range(len(stack)), 2):
+            rows = _repulsion(
+                options, (stack[x], samples), (stack[y], samples), t_neg, kernel, freeze
+            )
+            rows = rows if kernel == "rbf" else (rows - tau_plus * close[x, y]) / (1 - tau_plus)
+            terms.append(_log_mean(rows) if kernel == "rbf" else rows.mean())
+        return alpha * attraction.mean() + beta * torch.stack(terms).mean()
+    keyed = stack.flatten(0, 1), samples.repeat(len(stack))
+    columns = keyed
+    if queue is not None:
+        stored = stored_keys(options, queue, stack)
+        columns = torch.cat([keyed[0], stored]), F.pad(keyed[1], (0, len(stored)), value=-1)
+    if freeze and kernel == "euclid" and queue is None and t_neg > 0:
+        repulsion = _constant_weights(options, *keyed, t_neg)
+    else:
+        repulsion = _repulsion(options, keyed, columns, t_neg, kernel, freeze)
+    if kernel == "rbf":
+        return alpha * attraction.mean() + beta * _log_mean(repulsion)
+    mean = close.masked_fill(own, 0.0).sum(1).flatten() / (len(stack) - 1)
+    repulsion = (repulsion + tau_plus * mean) / (1 - tau_plus)
+    return reduce_rows(options, alpha * attraction.flatten() + beta * repulsion, None)
+
+
+def _repulsion(
+    options: Options,
+    rows: tuple[Tensor, Tensor],
+    columns: tuple[Tensor, Tensor],
+    t_neg: float,
+    kernel: str,
+    freeze: bool,
+) -> Tensor:
+    """Minus the weighted cost of every row, or with ``rbf`` the log of its weighted mean."""
+
+    def block(x: Tensor, sample: Tensor, y: Tensor, other: Tensor) -> Tensor:
+        d2 = x.square().sum(1, keepdim=True) + y.square().sum(1) - 2.0 * (x @ y.t())
+        logits = (-t_neg * d2).masked_fill(sample[:, None] == other, -math.inf)
+        weights = logits.log_softmax(1)
+        weights = weights.detach() if freeze else weights
+        if kernel == "rbf":
+            return (weights - _RBF_SHARPNESS * d2).logsumexp(1)
+        return -(weights.exp() * d2).sum(1)
+
+    return by_rows(block, rows, columns, len(columns[0]), options)
+
+
+def _constant_weights(options: Options, z: Tensor, samples: Tensor, t_neg: float) -> Tensor:
+    """The same by symmetric sweeps: a log-sum has the slope of t_neg times the repulsion."""
+    lengths = z.square().sum(1)
+    keys = PairMask(row_id=samples, col_id=samples, expr="~same_id")
+    with torch.no_grad():
+        one, minus = torch.ones_like(z[:, :1]), -lengths[:, None]
+        # The product of these rows and columns is minus the squared distance.
+        rows, columns = torch.cat([2.0 * z, minus, one], 1), torch.cat([z, one, minus], 1)
+        _, value = pair_expect(rows, columns, 1.0, t_neg, mask=keys, tile=options.tile)
+    biases = -t_neg * lengths, None
+    scale = z.new_tensor(2.0 * t_neg)
+    masks = (keys.expr,)
+    lse, _ = log_sums(z, None, scale, masks, keys=keys, biases=biases, engine=options.engine)
+    return value + (lse[0] - lse[0].detach()) / t_neg
+
+
+def _log_mean(logs: Tensor) -> Tensor:
+    return logs.logsumexp(0) - math.log(len(logs))
+
+
+def _check(
+    options: Options,
+    stack: Tensor,
+    sharpness: dict[str, float],
+    tau_plus: float,
+    kernel: str,
+    parity: str | None,
+    queue: object,
+) -> None:
+    check_choice("cacr", "kernel", kernel, "euclid", "rbf")
+    check_choice("cacr", "parity", parity, None, "official")
+    whole = kernel == "rbf" or parity is not None
+    once = f"is {options.reduction!r} with a form that has one value a batch"
+    for name, value in sharpness.items():
+        wrong = not 0 <= value < math.inf
+        refuse("cacr", (name, wrong, f"is {value}", "pass a finite number, at least 0"))
+    refuse(
+        "cacr",
+        ("tau_plus", not 0 <= tau_plus < 1, f"is {tau_plus}", "pass a share in [0, 1)"),
+        ("tau_plus", tau_plus > 0 and kernel == "rbf", "is given with 'rbf'", "pass 'euclid'"),
+        ("reduction", whole and options.reduction != "mean", once, "pass 'mean'"),
+        ("queue", queue is not None and parity is not None, "is given with parity", "leave it out"),
+        ("views", len(stack) < 2, "has a single view", "pass at least two views"),
+        ("views", stack.shape[1] < 2 and queue is None, "has a single sample", "pass two samples"),
+    )
+
+
+def stored_keys(options: Options, queue: KeyQueue | Tensor, like: Tensor) -> Tensor:
+    """Keys of a queue, detached, in the dtype of the rows and as long as they."""
+    stored = queue if isinstance(queue, Tensor) else queue.stored()
+    wrong = stored.dim() != 2 or stored.shape[1] != like.shape[-1]
+    found = f"has shape {tuple(stored.shape)} for embeddings of {like.shape[-1]} dimensions"
+    refuse(options.function, ("queue", wrong, found, "make the queue for as many dimensions"))
+    check_device(options.function, "queue", stored, "embeddings", like)
+    stored = stored.detach().to(like.dtype)
+    return unit_rows(stored) if options.normalize else stored

@@ -20,6 +20,7 @@ from diptych.manifest import Manifest, ManifestEntry, Source
 from diptych.progress import progress
 
 INDEX, FACTS, CACHE = "index.parquet", "facts.json", "cache"
+Ragged = Mapping[str, Sequence[np.ndarray | None]]
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class Prepared:
         index: One row per smallest thing that a split moves: item, unit, subject, labels.
         facts: JSON that describes the data (classes, channels, preprocessing), free of names.
         arrays: Arrays in memory, for data without a folder.
+        ragged_arrays: Arrays in memory that differ in shape from row to row: one a row, or None.
     """
 
     path: Path | None
     index: pl.DataFrame
     facts: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    ragged_arrays: Ragged = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: Path) -> Prepared:
@@ -54,7 +57,11 @@ class Prepared:
 
     @classmethod
     def from_arrays(
-        cls, index: pl.DataFrame, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+        cls,
+        index: pl.DataFrame,
+        facts: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        ragged: Ragged | None = None,
     ) -> Prepared:
         """Prepared data in memory, for estimators and notebooks.
 
@@ -62,14 +69,31 @@ class Prepared:
             index: At least the column subject; item and unit are added if missing.
             facts: As ``facts.json``.
             arrays: By name, axis 0 aligned with the index.
+            ragged: By name one array a row, or None for rows that have none.
         """
-        return cls(None, with_items(index), dict(facts), dict(arrays))
+        return cls(None, with_items(index), dict(facts), dict(arrays), dict(ragged or {}))
 
     def array(self, name: str) -> np.ndarray:
         """An array by name, read-only and memory-mapped where a folder holds it."""
         if self.path is None:
             return self.arrays[name]
         return _mapped(self.path / f"{name}.npy")
+
+    def ragged(self, name: str, row: int) -> np.ndarray:
+        """One row's array of a name whose arrays differ in shape, memory-mapped in a folder.
+
+        Raises:
+            KeyError: This row has no array of the name.
+        """
+        if self.path is None:
+            rows = self.ragged_arrays.get(name, ())
+            array = rows[row] if row < len(rows) else None
+        else:
+            path = self.path / name / _row_file(row)
+            array = _mapped(path) if path.is_file() else None
+        if array is None:
+            raise KeyError(f"row {row} has no array '{name}'")
+        return array
 
     def table(self, name: str) -> pl.DataFrame:
         """A table ``<name>.parquet`` of the folder."""
@@ -111,16 +135,22 @@ class Part:
         rows: Its rows of the index, without the constant columns of its source.
         arrays: By name, axis 0 aligned with the rows.
         facts: JSON about this file that the folder's facts are made of.
+        ragged: By name one array a row whose shapes differ, or None for rows that have none.
     """
 
     rows: pl.DataFrame
     arrays: Mapping[str, np.ndarray]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    ragged: Ragged = field(default_factory=dict)
 
 
 def _mapped(path: Path) -> np.ndarray:
     array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
+
+
+def _row_file(row: int) -> str:
+    return f"{row:06d}.npy"
 
 
 def is_prepared(path: Path) -> bool:

@@ -8,8 +8,8 @@ Codes: E stops, W warns, I is for the record. Every reader of files raises the s
     E116 several series   E117 duplicates         W102 NaN mended        W105 zones overlap
     W106 other grid       W108 zones exchanged    W110 flipped           W111 no orientation
     W112 gland cut        W113 4-D, one volume    W114 islands           W118 one study twice
-    W119 patient named    W120 ADC unit           W121 volumes           I100 unused columns
-    I105 scheme guessed   I122 rounding
+    W119 patient named    W120 ADC unit           W121 volumes           W123 unlike training
+    W124 no DICOM SEG     I100 unused columns     I105 scheme guessed    I122 rounding
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from diptych.findings import Finding, Findings
 from diptych.manifest import sha256_of
 from diptych.privacy import pseudonyms
 from diptych.progress import progress
+from diptych.split_file import SplitFile, read_split_file
 from diptych_pirads.check_label import check_label
 from diptych_pirads.config import PiradsConfig, PiradsDataSection
 from diptych_pirads.geometry import Volume, reorient_lps
@@ -40,6 +42,7 @@ AXIAL = 0.7  # cosine between the slice normal and the body axis
 THICKER = 1.2  # slices this much thicker than pixels are wide say which axis is the slice axis
 MAX_MAPPING_BYTES = 2**26
 VOXELS = "voxels"
+SPLIT_KEYS = ("subject", "study")  # columns of `split.file`
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,27 @@ class Checked:
     digest: str = ""
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What all files hold together.
+
+    Args:
+        findings: Everything that was found.
+        studies: The rows that can be used, in the order of the manifest.
+        subjects: Own name of each subject -> pseudonym; one for those that share a study.
+        units: (subject, study), own names -> pseudonym of the study.
+        digests: File or DICOM folder -> SHA-256 of its content.
+        split: The user's own split, if there is one.
+    """
+
+    findings: Findings
+    studies: tuple[Study, ...]
+    subjects: Mapping[str, str]
+    units: Mapping[tuple[str, str], str]
+    digests: Mapping[Path, str]
+    split: SplitFile | None = None
+
+
 def check(config: PiradsConfig, path: Path) -> Findings:
     """Everything that is wrong or remarkable about the data; never stops at the first.
 
@@ -66,19 +90,57 @@ def check(config: PiradsConfig, path: Path) -> Findings:
         The findings, study by study and then about all of them together.
 
     Raises:
-        UsageError: `data.same_studies` cannot be read.
+        UsageError: `data.same_studies` or `split.file` cannot be read.
+    """
+    return survey(config, path).findings
+
+
+def survey(config: PiradsConfig, path: Path) -> Survey:
+    """Open every file once and look at all of them together.
+
+    Args:
+        config: The configuration.
+        path: As for `check`.
+
+    Returns:
+        Findings and usable rows. With `data.on_error: skip` the errors of rows that are left out
+        are warnings that say so.
+
+    Raises:
+        UsageError: `data.same_studies` or `split.file` cannot be read.
     """
     studies, findings = locate(path)
     same = read_same_studies(config.data.same_studies)
+    split = read_split_file(config.split.file, SPLIT_KEYS) if config.split.file else None
     studies, left_out = leave_out(studies, config.data.exclude)
-    findings += [*left_out, *check_rows(studies, path.name)]
+    findings += left_out
+    named = bool(studies)
     seen: dict[Path, Checked] = {}  # images that several rows share
-    checked = []
+    kept, voxels = [], []
     for study in progress(studies, "check"):
-        checked.append(_check_study(study, config.data, seen))
-        findings += checked[-1].findings
-    findings += check_duplicates(studies, [one.digest for one in checked], same, path.name)
-    return Findings(tuple(findings), _names(studies, config.run.pseudonym_key))
+        one = _check_study(study, config.data, seen)
+        broken = any(f.severity == "error" for f in one.findings) or any(
+            f.severity == "error" for path in study.images.values() for f in seen[path].findings
+        )
+        skipped = broken and config.data.on_error == "skip"
+        findings += [_left_out(f) if skipped else f for f in one.findings]
+        if not skipped:
+            kept.append(study)
+            voxels.append(one.digest)
+    if named and not kept:
+        fix = "mend the files that the warnings name"
+        findings.append(Finding("error", "E100", path.name, "no study can be used", fix))
+    findings += check_rows(kept, path.name)
+    twice = _same_studies(kept, voxels, same)
+    findings += [_twice(*pair, path.name) for pair in twice]
+    findings += _check_split(split, kept)
+    digests = _digests(studies)
+    subjects = _subject_names(kept, digests, twice, config.run.pseudonym_key)
+    units = _unit_names(kept, subjects)
+    names = _names(studies, subjects, units, digests)
+    if split is not None:
+        names[split.name] = "split.file"
+    return Survey(Findings(tuple(findings), names), tuple(kept), subjects, units, digests, split)
 
 
 def check_manifest(path: Path, strict: bool = False) -> list[Finding]:
@@ -144,35 +206,6 @@ def check_axial(v: Volume, where: str) -> list[Finding]:
     found = f"the slices are {plane} (normal {', '.join(f'{n:.2f}' for n in normal)})"
     fix = "give the axial series as t2, this one in the column sag or cor"
     return [Finding("error", "E111", where, found, fix)]
-
-
-def check_duplicates(
-    studies: Sequence[Study], digests: Sequence[str], same: Mapping[str, str], where: str
-) -> list[Finding]:
-    """W118: one study under two names; an error where that joins different splits.
-
-    Args:
-        studies: All rows.
-        digests: Hash of the voxels of each row's T2-weighted series, or "".
-        same: Study of one data set -> its name in another, from `read_same_studies`.
-        where: The manifest, for messages.
-    """
-    findings = []
-    first: dict[str, Study] = {}
-    told: set[frozenset[tuple[str, str]]] = set()
-    for study, digest in zip(studies, digests, strict=True):
-        for key in [f"{VOXELS} {digest}"] * bool(digest) + _shared_names(study, same):
-            other = first.setdefault(key, study)
-            pair = frozenset({(other.subject, other.study), (study.subject, study.study)})
-            by_voxels = key.startswith(VOXELS)
-            if (
-                len(pair) == 2
-                and pair not in told
-                and (by_voxels or other.subject != study.subject)
-            ):
-                told.add(pair)
-                findings.append(_twice(other, study, by_voxels, where))
-    return findings
 
 
 def read_same_studies(path: Path | None) -> dict[str, str]:
@@ -253,21 +286,77 @@ def _renamed(findings: Iterable[Finding] | None, study: Study, *paths: Path) -> 
     return [replace(one, where=names.get(one.where, one.where)) for one in findings or ()]
 
 
-def _names(studies: Sequence[Study], key_file: Path | None) -> dict[str, str]:
-    """Own names of subjects, studies and files -> what stands for them in a run folder."""
-    digests: dict[Path, str] = {}
+def _left_out(finding: Finding) -> Finding:
+    if finding.severity != "error":
+        return finding
+    found = f"{finding.found}; the row is left out (data.on_error=skip)"
+    return replace(finding, severity="warning", found=found)
+
+
+def _check_split(split: SplitFile | None, studies: Sequence[Study]) -> list[Finding]:
+    if split is None:
+        return []
+    named = [split.part_of({"subject": one.subject, "study": one.study}) for one in studies]
+    if studies and not any(named):
+        fix = "write the manifest's subject_id into its column subject"
+        return [Finding("error", "E117", split.name, "names no study of the manifest", fix)]
+    return list(split.findings)
+
+
+def _digests(studies: Sequence[Study]) -> dict[Path, str]:
+    paths = dict.fromkeys(path for one in studies for path in (*one.images.values(), *one.label))
+    digests = {}
+    for path in paths:
+        parts = [sha256_of(file) for file in names_of(path)]
+        digests[path] = (
+            parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+        )
+    return digests
+
+
+def _subject_names(
+    studies: Sequence[Study],
+    digests: Mapping[Path, str],
+    twice: Sequence[tuple[Study, Study, bool]],
+    key_file: Path | None,
+) -> dict[str, str]:
+    """Own name of each subject -> pseudonym; subjects that share a study become one."""
+    first = {study.subject: study.subject for study in studies}
+    for a, b, _ in twice:
+        old, new = first[b.subject], first[a.subject]
+        first = {own: new if name == old else name for own, name in first.items()}
     files: dict[str, list[str]] = {}
     for study in studies:
-        for path in (*study.images.values(), *study.label):
-            if path not in digests:
-                parts = [sha256_of(one) for one in names_of(path)]
-                digests[path] = hashlib.sha256("".join(parts).encode()).hexdigest()
-            files.setdefault(study.subject, []).append(digests[path])
+        own = (digests[path] for path in (*study.images.values(), *study.label))
+        files.setdefault(first[study.subject], []).extend(own)
     names = pseudonyms(files, key_file)
-    for subject in list(files):
-        own = dict.fromkeys(s.study for s in studies if s.subject == subject)
-        for number, study_name in enumerate(own, 1):
-            names.setdefault(study_name, f"{names[subject]}-{number}")
+    return {own: names[name] for own, name in first.items()}
+
+
+def _unit_names(
+    studies: Sequence[Study], subjects: Mapping[str, str]
+) -> dict[tuple[str, str], str]:
+    units: dict[tuple[str, str], str] = {}
+    counts: Counter[str] = Counter()
+    for study in studies:
+        if (study.subject, study.study) not in units:
+            name = subjects[study.subject]
+            counts[name] += 1
+            units[study.subject, study.study] = f"{name}-{counts[name]}"
+    return units
+
+
+def _names(
+    studies: Sequence[Study],
+    subjects: Mapping[str, str],
+    units: Mapping[tuple[str, str], str],
+    digests: Mapping[Path, str],
+) -> dict[str, str]:
+    """Own names of subjects, studies and files -> what stands for them in a run folder."""
+    names = dict(subjects)
+    for study in studies:
+        names.setdefault(study.subject, "subject")
+        names.setdefault(study.study, units.get((study.subject, study.study), "study"))
     names = {name: code for name, code in names.items() if not _is_small_number(name)}
     for study in studies:
         for path in (*study.images.values(), *study.label):
@@ -288,13 +377,42 @@ def _shared_names(study: Study, same: Mapping[str, str]) -> list[str]:
     return [name for name in dict.fromkeys(mapped) if name in targets]
 
 
+def _same_studies(
+    studies: Sequence[Study], digests: Sequence[str], same: Mapping[str, str]
+) -> list[tuple[Study, Study, bool]]:
+    """Pairs of rows that are one study under two names, and whether their voxels say so.
+
+    Args:
+        studies: All rows.
+        digests: Hash of the voxels of each row's T2-weighted series, or "".
+        same: Study of one data set -> its name in another, from `read_same_studies`.
+    """
+    pairs = []
+    first: dict[str, Study] = {}
+    told: set[frozenset[tuple[str, str]]] = set()
+    for study, digest in zip(studies, digests, strict=True):
+        for key in [f"{VOXELS} {digest}"] * bool(digest) + _shared_names(study, same):
+            other = first.setdefault(key, study)
+            pair = frozenset({(other.subject, other.study), (study.subject, study.study)})
+            by_voxels = key.startswith(VOXELS)
+            if (
+                len(pair) == 2
+                and pair not in told
+                and (by_voxels or other.subject != study.subject)
+            ):
+                told.add(pair)
+                pairs.append((other, study, by_voxels))
+    return pairs
+
+
 def _twice(a: Study, b: Study, by_voxels: bool, where: str) -> Finding:
     how = "their voxels are equal" if by_voxels else "data.same_studies joins them"
     found = f"{a.study} of {a.subject} and {b.study} of {b.subject} are one study ({how})"
     if a.split != b.split:
         found += f", in the splits {a.split or '(empty)'} and {b.split or '(empty)'}"
         return Finding("error", "W118", where, found, "keep one of them, or give both one split")
-    fix = "keep one of them, or give both one subject_id so that no split parts them"
+    found += "; no split parts them"
+    fix = "keep one of them, or give both one subject_id"
     return Finding("warning", "W118", where, found, fix)
 
 

@@ -18,6 +18,7 @@ from diptych.config import (
     PipelineConfig,
     PredictSection,
     Section,
+    SplitSection,
     TrainSection,
 )
 
@@ -32,6 +33,9 @@ Scheme = Literal[
     "prostatezones",
     "prostatex_masks",
 ]
+Baseline = Literal["mean_shape", "box_atlas", "aniso", "unet"]
+SHAPE_BASELINES: tuple[Baseline, ...] = ("mean_shape", "box_atlas")  # need no training
+TRAINED_BASELINES: tuple[Baseline, ...] = ("aniso", "unet")  # networks, as many steps
 Zone = Literal["pz", "tz", "dpu", "afs"]
 Triple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Grid = tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -248,9 +252,36 @@ class PiradsTrainSection(TrainSection):
     )
 
 
+class PiradsSplitSection(SplitSection):
+    """How patients are divided; a column split of the manifest wins."""
+
+    kind: Literal["holdout", "kfold", "file"] = Field(
+        "holdout",
+        description="holdout: one division; kfold: each patient is tested once; file: split.file.",
+    )
+    fractions: tuple[PositiveFloat, NonNegativeFloat, PositiveFloat] = Field(
+        (0.7, 0.1, 0.2),
+        description="Parts of labelled patients for training, validation and test, sum 1; of "
+        "kfold only validation counts.",
+    )
+
+    @model_validator(mode="after")
+    def _parts_make_a_whole(self) -> PiradsSplitSection:
+        if abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"fractions {list(self.fractions)} sum to {sum(self.fractions):g}")
+        if self.kind == "kfold" and self.folds < 2:
+            raise ValueError("kfold needs two folds or more")
+        if self.kind == "file" and self.file is None:
+            raise ValueError("split.kind=file needs the CSV: set split.file")
+        return self
+
+
 class PiradsEvaluateSection(EvaluateSection):
     """How zones are scored."""
 
+    baselines: tuple[Baseline, ...] | None = Field(
+        None, description="Baselines printed beside the model; null: all; aniso, unet are trained."
+    )
     surface: Literal["erosion6", "contour26", "uats_voxel"] = Field(
         "erosion6", description="Surface of a zone; the others are those of published code."
     )
@@ -277,6 +308,17 @@ class PiradsPredictSection(PredictSection):
     sectors: Literal["2.1", "2"] = Field("2.1", description="PI-RADS version of the sector map.")
     tta: Literal["flip", "none"] = Field("flip", description="Average over the mirrored image.")
     passes: PositiveInt = Field(2, description="Passes that centre the crop on the gland.")
+    psa: NonNegativeFloat | None = Field(
+        None,
+        description="Serum PSA in ng/mL, where the input is one study.",
+        json_schema_extra={"option": "--psa", "verbs": ["predict"]},
+    )
+    lesions: Path | None = Field(
+        None,
+        description="Mask of lesions, where the input is one study.",
+        json_schema_extra={"option": "--lesions", "verbs": ["predict"]},
+    )
+    prob: bool = Field(False, description="Write class probabilities too.")
     dicom_seg: bool = Field(False, description="Write a DICOM segmentation too.")
 
 
@@ -294,6 +336,7 @@ class PiradsConfig(PipelineConfig):
     objective: ObjectiveSection = Field(ObjectiveSection(), description="Losses.")
     optim: PiradsOptimSection = Field(PiradsOptimSection(), description="Optimizer.")
     train: PiradsTrainSection = Field(PiradsTrainSection(), description="Training loop.")
+    split: PiradsSplitSection = Field(PiradsSplitSection(), description="Division of patients.")
     evaluate: PiradsEvaluateSection = Field(PiradsEvaluateSection(), description="Scores.")
     predict: PiradsPredictSection = Field(PiradsPredictSection(), description="Prediction.")
     export: ExportSection = Field(ExportSection(), description="Export.")

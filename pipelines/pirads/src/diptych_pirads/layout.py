@@ -19,7 +19,7 @@ MANIFEST = "studies.csv"
 REQUIRED = ("subject_id", "study_id", "t2")
 SERIES = ("t2", "adc", "hbv", "sag", "cor")
 TEXT = ("scheme", "reader", "split", "center", "scanner")
-COLUMNS = (*REQUIRED, *SERIES[1:], "label", *TEXT, "psa")
+COLUMNS = (*REQUIRED, *SERIES[1:], "label", *TEXT, "psa", "lesions")
 SPLITS = ("train", "validation", "test")
 MAX_BYTES = 2**28
 PARTS = ";"  # between the three files of a `prostatex_masks` label
@@ -41,6 +41,7 @@ class Study:
         psa: Serum PSA in ng/mL; NaN where unknown.
         center: Where it was made.
         scanner: On which machine.
+        lesions: Mask of lesions whose sectors `predict` names; None without one.
         shown: File -> how findings name it.
     """
 
@@ -54,6 +55,7 @@ class Study:
     psa: float = math.nan
     center: str = ""
     scanner: str = ""
+    lesions: Path | None = None
     shown: Mapping[Path, str] = field(default_factory=dict, repr=False)
 
     def name_of(self, path: Path) -> str:
@@ -172,6 +174,12 @@ def check_rows(studies: Sequence[Study], where: str) -> list[Finding]:
             found += f" for reader {reader}" if reader else ""
             fix = "remove the copies, or name the readers in the column reader"
             findings.append(Finding("error", "E117", where, found, fix))
+    images: dict[tuple[str, str], Path] = {}
+    for row in studies:
+        if images.setdefault((row.subject, row.study), row.images["t2"]) != row.images["t2"]:
+            found = f"study {row.study} of subject {row.subject} has two T2-weighted series"
+            fix = "give all rows of a study one series, or each series its own study_id"
+            findings.append(Finding("error", "E117", where, found, fix))
     parts: dict[str, set[str]] = {}
     for row in studies:
         parts.setdefault(row.subject, set()).add(row.split)
@@ -219,6 +227,7 @@ def _study(row: Mapping[str, str], folder: Path, shown: Mapping[Path, str]) -> S
         psa=float(row.get("psa") or math.nan),
         center=row.get("center", ""),
         scanner=row.get("scanner", ""),
+        lesions=folder / row["lesions"] if row.get("lesions") else None,
         shown=shown,
     )
 
@@ -231,7 +240,7 @@ def _names(folder: Path, rows: Sequence[Mapping[str, str]]) -> dict[Path, str]:
     given = {
         name
         for row in rows
-        for name in (*(row.get(series, "") for series in SERIES), *_label_names(row))
+        for name in (*(row.get(series, "") for series in (*SERIES, "lesions")), *_label_names(row))
         if name
     }
     often = Counter(Path(name).name for name in given)

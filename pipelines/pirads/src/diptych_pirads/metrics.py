@@ -243,7 +243,8 @@ def evaluate_case(
 
     Returns:
         For each zone that both tell apart and for "gland": ``dice/pz``, ``masd/pz``, ``hd95/pz``,
-        ``nsd/pz``, ``volume_error_ml/pz`` (prediction minus reference),
+        ``nsd/pz``, ``volume_ml/pz`` (prediction), ``reference_ml/pz``, ``volume_error_ml/pz``
+        (prediction minus reference),
         ``volume_error_percent/pz`` (of the reference), ``miss/pz`` (1 where the prediction alone
         is empty), ``absent/pz`` (1 where both are), ``masd_penalised/pz`` (half the diagonal of
         the reference gland's box where exactly one is empty), ``dice/pz/base`` and
@@ -376,6 +377,8 @@ def _overall(
         "masd": _empty_value(a, b, conventions.empty),
         "hd95": _empty_value(a, b, conventions.empty),
         "nsd": 0.0 if one_empty else math.nan,
+        "volume_ml": float(size),
+        "reference_ml": float(truth),
         "volume_error_ml": error,
         "volume_error_percent": 100 * error / float(truth) if truth else math.nan,
         "miss": float(bool(truth) and not size),

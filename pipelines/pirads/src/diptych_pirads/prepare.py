@@ -61,6 +61,8 @@ class PreparedLabel:
         seen: Voxels of the working grid that the mask's field of view reaches.
         scheme: What the values mean.
         reference: The label on its own grid, cut to the gland and 2 voxels; what is scored.
+        field: That grid as a whole; its array is empty of meaning. A prediction is scored
+            inside it, and only there.
         ceiling: File value -> Dice of the reference with itself after going to the working grid
             and back: no model on this grid can be expected to do better.
     """
@@ -70,6 +72,7 @@ class PreparedLabel:
     seen: Box
     scheme: LabelScheme
     reference: Volume
+    field: Volume
     ceiling: Mapping[int, float]
 
 
@@ -138,7 +141,7 @@ def prepare_study(row: Study, cfg: PiradsConfig) -> PreparedStudy:
     return PreparedStudy(
         image=working.with_array(np.stack(channels)),
         present=tuple(present),
-        original=t2.with_array(np.broadcast_to(np.zeros((), bool), t2.size)),
+        original=grid_of(t2),
         center=center,
         training_center=training,
         training_center_from=origin,
@@ -185,6 +188,11 @@ def crop_label(
     )
     values[z, y, x] = crop_pad(study.label.values, center, size).array[z, y, x]
     return values
+
+
+def grid_of(v: Volume) -> Volume:
+    """A grid without values: they take no memory and mean nothing."""
+    return v.with_array(np.broadcast_to(np.zeros((), bool), v.size))
 
 
 def normalize(
@@ -335,13 +343,15 @@ def _prepare_label(
     everything = np.ones(working.size, bool)
     seen = bounding_box(everything if same else field_of_view(label.volume, working))
     assert seen is not None  # the gland lies in it
-    reference = _reference(t2.with_array(label.volume.array) if same else label.volume, label, row)
+    own = t2.with_array(label.volume.array) if same else label.volume
+    reference = _reference(own, label, row)
     prepared = PreparedLabel(
         values,
         signed_distances(values.array, label.scheme.foreground, values.spacing),
         seen,
         label.scheme,
         reference,
+        grid_of(own),
         _ceiling(values, reference, label.scheme),
     )
     return prepared, findings

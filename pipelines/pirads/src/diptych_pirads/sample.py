@@ -16,7 +16,8 @@ from diptych_pirads.phantom import make_phantom
 from diptych_pirads.volumetry import zone_volumes
 from diptych_pirads.write import write_nifti
 
-COLUMNS = ("subject_id", "study_id", "t2", "label", "scheme", "reader", "split", "psa")
+COLUMNS = ("subject_id", "study_id", "t2", "label", "scheme", "reader", "split", "psa", "lesions")
+TRUTH = "truth.json"  # beside a generated sample
 SAMPLE = (  # label scheme, part, number of studies
     ("zones4", "train", 12),
     ("zones4", "validation", 4),
@@ -58,6 +59,11 @@ def write_dataset(
     _write(out, seed, [(schemes[index % len(schemes)], "") for index in range(n)])
 
 
+def is_generated(data: Path) -> bool:
+    """Whether data are a sample that this module wrote."""
+    return (data if data.is_dir() else data.parent).joinpath(TRUTH).is_file()
+
+
 def _write(folder: Path, seed: int, cases: Sequence[tuple[str | None, str]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, str]] = []
@@ -73,6 +79,7 @@ def _write(folder: Path, seed: int, cases: Sequence[tuple[str | None, str]]) -> 
             "t2": f"{name}_t2.nii.gz",
             "split": part,
             "psa": f"{study.params['psa']:.2f}",
+            "lesions": f"{name}_lesions.nii.gz" if study.lesions.array.any() else "",
         }
         labels = _labels(study.label, scheme)
         if part == "test":
@@ -89,7 +96,7 @@ def _write(folder: Path, seed: int, cases: Sequence[tuple[str | None, str]]) -> 
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "studies.csv", table.getvalue())
-    write_json(folder / "truth.json", truth)
+    write_json(folder / TRUTH, truth)
 
 
 def _labels(label: Volume, scheme: str | None) -> dict[str, Volume]:

@@ -1,8 +1,9 @@
-"""The user's own split: a CSV with subject and perhaps session, run, trial, and split or fold."""
+"""The user's own split: a CSV with subject, perhaps finer columns, and split or fold."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import polars as pl
 from diptych.errors import UsageError
 from diptych.findings import Finding
 
-KEYS = ("subject", "session", "run", "trial")
 PARTS = ("train", "validation", "test")
 
 
@@ -21,7 +21,7 @@ class SplitFile:
 
     Args:
         name: Its path as the user gave it; what findings call it.
-        keys: Which of subject, session, run, trial it names.
+        keys: The columns by which it names rows, subject among them.
         column: "split" or "fold".
         part: Values of the keys -> part or fold.
         findings: Rows that contradict each other.
@@ -33,15 +33,20 @@ class SplitFile:
     part: dict[tuple[str, ...], str]
     findings: tuple[Finding, ...]
 
+    def part_of(self, row: Mapping[str, object]) -> str | None:
+        """Part or fold of what has these values of the keys; None where the file has no line."""
+        return self.part.get(tuple(plain(row[key]) for key in self.keys))
 
-def read_split_file(path: Path) -> SplitFile:
+
+def read_split_file(path: Path, keys: Sequence[str]) -> SplitFile:
     """Read ``split.file``.
 
     Args:
-        path: A CSV with a header line; ``trial`` counts from 0 within subject, session and run.
+        path: A CSV with a header line.
+        keys: Columns by which it may name what it divides; subject must be there.
 
     Returns:
-        The split, with a ``split.overlap`` error for every trial in two parts.
+        The split, with a ``split.overlap`` error for everything that stands in two parts.
 
     Raises:
         UsageError: The file cannot be read or lacks a column.
@@ -56,9 +61,9 @@ def read_split_file(path: Path) -> SplitFile:
     if column is None or "subject" not in columns:
         raise UsageError(
             f"split.file {path}: columns subject and split ({', '.join(PARTS)}) or fold are "
-            "needed; session, run and trial may stand beside them"
+            f"needed; {', '.join(key for key in keys if key != 'subject')} may stand beside them"
         )
-    keys = tuple(key for key in KEYS if key in columns)
+    keys = tuple(key for key in keys if key in columns)
     part: dict[tuple[str, ...], str] = {}
     line_of: dict[tuple[str, ...], int] = {}
     findings = []
@@ -94,12 +99,11 @@ def join_split_file(rows: pl.DataFrame, split: SplitFile) -> pl.DataFrame:
     """Rows with the user's part or fold.
 
     Args:
-        rows: Columns subject (own name), session, run, trial.
+        rows: The columns that the file names, in the user's own names.
         split: From :func:`read_split_file`.
 
     Returns:
         The rows with a column ``split`` or ``fold``, null where the file does not name them.
     """
-    keys = zip(*(map(plain, rows[name].to_list()) for name in split.keys), strict=True)
-    values = [split.part.get(key) for key in keys]
+    values = [split.part_of(row) for row in rows.select(split.keys).iter_rows(named=True)]
     return rows.with_columns(pl.Series(split.column, values, dtype=pl.String))

@@ -95,6 +95,24 @@ def solidity(mask: Bool[ndarray, "z y x"]) -> float:
     return float(mask.sum() / sum(filled))
 
 
+def check_volumes(gland_ml: float, pz_ml: float | None, where: str) -> list[Finding]:
+    """W121: volumes that prostates rarely have.
+
+    Args:
+        gland_ml: Volume of the gland in mL.
+        pz_ml: Volume of the peripheral zone in mL; None where it is not told from the rest.
+        where: The file, for messages.
+    """
+    unusual = []
+    if not GLAND_ML[0] <= gland_ml <= GLAND_ML[1]:
+        usual = f"usual are {GLAND_ML[0]:g} to {GLAND_ML[1]:g}"
+        unusual.append(f"the gland has {gland_ml:.1f} mL, {usual}")
+    if pz_ml is not None and pz_ml < PZ_ML:
+        unusual.append(f"PZ has {pz_ml:.1f} mL, usual are {PZ_ML:g} or more")
+    fix = "look at the outlines; a wrong voxel size or a cut gland shows like this"
+    return [Finding("warning", "W121", where, "; ".join(unusual), fix)] if unusual else []
+
+
 def _check_zones(label: Label, where: str, strict: bool) -> list[Finding]:
     """W108 and W110: the peripheral zone is a crescent, and lies behind.
 
@@ -152,15 +170,7 @@ def _check_volumes(label: Label, where: str) -> list[Finding]:
     v, scheme = label.volume, label.scheme
     gland = int(np.isin(v.array, scheme.foreground).sum()) * v.voxel_ml
     pz = int(np.isin(v.array, scheme.peripheral).sum()) * v.voxel_ml
-    unusual = []
-    if not GLAND_ML[0] <= gland <= GLAND_ML[1]:
-        unusual.append(
-            f"the gland has {gland:.1f} mL, usual are {GLAND_ML[0]:g} to {GLAND_ML[1]:g}"
-        )
-    if scheme.peripheral and pz < PZ_ML:
-        unusual.append(f"PZ has {pz:.1f} mL, usual are {PZ_ML:g} or more")
-    fix = "look at the label; a wrong voxel size or a cut label shows like this"
-    return [Finding("warning", "W121", where, "; ".join(unusual), fix)] if unusual else []
+    return check_volumes(gland, pz if scheme.peripheral else None, where)
 
 
 def _leaves(label: Volume, image: Volume) -> str:

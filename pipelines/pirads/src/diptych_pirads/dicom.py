@@ -61,14 +61,31 @@ def open_series(folder: Path, series: str | None = None) -> Opened:
         DataError: With a finding E101 (no image, several frames in a file), E113 (no stack), E115
             (a missing slice) or E116 (several series and none chosen).
     """
+    slices = _slices(folder, series)
+    files, affine = _stack(slices, folder.name)
+    who = {tag for one in slices for tag in one.identifiers}
+    return Opened(_pixels(files, affine, folder.name), identifiers(folder.name, list(who)))
+
+
+def series_files(folder: Path, series: str | None = None) -> list[Path]:
+    """The files of one series, in the order of `open_series`' slices.
+
+    Args:
+        folder: As for `open_series`.
+        series: As for `open_series`.
+
+    Raises:
+        DataError: As `open_series`.
+    """
+    return _stack(_slices(folder, series), folder.name)[0]
+
+
+def _slices(folder: Path, series: str | None) -> list[Slice]:
     found = _series_in(folder)
     if not found:
         fix = "give the folder that directly holds the series' files"
         raise refuse("E101", folder.name, "holds no DICOM image", fix)
-    slices = _chosen(found, series, folder.name)
-    files, affine = _stack(slices, folder.name)
-    who = {tag for one in slices for tag in one.identifiers}
-    return Opened(_pixels(files, affine, folder.name), identifiers(folder.name, list(who)))
+    return _chosen(found, series, folder.name)
 
 
 def _series_in(folder: Path) -> dict[str, list[Slice]]:

@@ -52,12 +52,14 @@ class LesionSectors:
         main: Sector of most of its voxels within the gland; "outside" where it lies farther off.
         fractions: Sectors with at least the least part of its voxels within the gland, by size.
         inside: Part of its voxels within the gland, in [0, 1].
+        volume_ml: Volume of the whole lesion in mL.
         maybe_central_zone: Whether ``main`` may be the central zone, which the masks do not hold.
     """
 
     main: str
     fractions: dict[str, float]
     inside: float
+    volume_ml: float
     maybe_central_zone: bool
 
 
@@ -230,6 +232,7 @@ def _one_lesion(
             if counts[n] >= min_fraction * len(found)
         },
         inside=len(inside) / len(held),
+        volume_ml=len(held) * zones.voxel_ml,
         maybe_central_zone=main in CENTRAL_ZONE,
     )
 

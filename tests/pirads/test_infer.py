@@ -7,49 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.pirads.reading_network import CONFIG, FACTS, Reader, use_readers
 
 from diptych.config import merge
-from diptych_pirads import infer
-from diptych_pirads.config import PiradsConfig
 from diptych_pirads.geometry import Volume, resample
 from diptych_pirads.infer import segment
 from diptych_pirads.labels import DPU, PZ, ZONES
 from diptych_pirads.metrics import dice
-from diptych_pirads.model import ZoneProbabilities
 from diptych_pirads.phantom import make_phantom
 from diptych_pirads.prepare import PreparedStudy
 
-SIZE = [16, 64, 64]
-FACTS = {"size": SIZE}
-CONFIG = merge(PiradsConfig(), {"data.geometry.spacing": [3.0, 1.0, 1.0]})
 STILL = merge(CONFIG, {"data.crop.center": "volume"})
-
-
-class Reader(nn.Module):
-    """Reads the zone off the intensity (class / 4), so that what it should say is known."""
-
-    def __init__(self, sharpness: float = 400.0, drift: float = 0.0, shift: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.sharpness, self.drift, self.shift = sharpness, drift, shift
-        self.coarse = nn.Conv3d(1, 6, 4, stride=4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        ramp = self.drift * torch.linspace(0, 1, x.shape[-1])
-        levels = torch.arange(len(ZONES)).reshape(-1, 1, 1, 1) / 4
-        return torch.softmax(-self.sharpness * (x + ramp - levels) ** 2, dim=1)
 
 
 @pytest.fixture(autouse=True)
 def _readers_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    def probabilities(module: Reader, x: Tensor) -> ZoneProbabilities:
-        fused = module(x)
-        a = {"pz": fused[:, PZ]}
-        b = {"pz": fused[:, PZ].roll(module.shift, -1)}
-        return ZoneProbabilities(fused, a, b, module.coarse(x).mean(dim=(2, 3, 4)))
-
-    monkeypatch.setattr(infer, "probabilities", probabilities)
+    use_readers(monkeypatch)
 
 
 def study_of(zones: Volume, **changes: Any) -> PreparedStudy:

@@ -80,6 +80,7 @@ def write_dicom(folder: Path, v: Volume, *, uid: str, description: str = "t2_tra
         slice_.SOPClassUID, slice_.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
         slice_.SeriesInstanceUID, slice_.StudyInstanceUID = uid, "1.2.3"
         slice_.SeriesDescription, slice_.Modality = description, "MR"
+        slice_.FrameOfReferenceUID = "1.2.3.4"
         slice_.PatientName = "Test^Phantom"
         slice_.Rows, slice_.Columns = v.size[1:]
         slice_.PixelSpacing = list(v.spacing[1:])

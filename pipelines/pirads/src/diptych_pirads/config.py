@@ -6,7 +6,7 @@ Axes are z, y, x: slices from feet to head, rows from front to back, columns to 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -165,6 +165,37 @@ class ModelSection(Section):
     checkpoint: bool = Field(False, description="Recompute full-resolution blocks: less memory.")
 
 
+Range = tuple[PositiveFloat, PositiveFloat]
+Degrees = Annotated[float, Field(ge=0, le=180)]
+
+
+class ViewsSection(Section):
+    """What a training crop goes through; shifts are those of data.crop.jitter_mm."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of exchanging left and right.")
+    rotation_degrees: tuple[Degrees, Degrees, Degrees] = Field(
+        (10.0, 5.0, 5.0), description="Largest rotation about z, y, x."
+    )
+    scale: Range = Field((0.9, 1.1), description="Smallest and largest magnification.")
+    gain: Range = Field((0.85, 1.15), description="Smallest and largest factor of intensities.")
+    offset: NonNegativeFloat = Field(0.1, description="Largest number added to intensities.")
+    gamma: Range = Field((0.8, 1.25), description="Smallest and largest exponent of intensities.")
+    bias: NonNegativeFloat = Field(0.2, description="Largest logarithm of the coil's profile.")
+    noise: NonNegativeFloat = Field(0.03, description="Largest standard deviation of noise.")
+    blur: float = Field(0.7, ge=0, le=1, description="Largest sigma of blur in slices, voxels.")
+    drop_channel: float = Field(
+        0.25, ge=0, lt=1, description="Probability of taking away a channel other than T2."
+    )
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> ViewsSection:
+        for name in ("scale", "gain", "gamma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: {low:g} is above {high:g}")
+        return self
+
+
 class DiceSection(Section):
     """The Dice term."""
 
@@ -183,7 +214,6 @@ class CoTrainingSection(Section):
     views: Literal["intensity", "none"] = Field(
         "intensity", description="What the paths see differently."
     )
-    stop_grad: bool = Field(False, description="Each path learns from the detached other.")
     unlabelled: bool = Field(True, description="Unlabelled studies take part.")
 
 
@@ -333,6 +363,7 @@ class PiradsConfig(PipelineConfig):
 
     data: PiradsDataSection = Field(PiradsDataSection(), description="Series, labels, grid.")
     model: ModelSection = Field(ModelSection(), description="Network.")
+    views: ViewsSection = Field(ViewsSection(), description="Augmentation.")
     objective: ObjectiveSection = Field(ObjectiveSection(), description="Losses.")
     optim: PiradsOptimSection = Field(PiradsOptimSection(), description="Optimizer.")
     train: PiradsTrainSection = Field(PiradsTrainSection(), description="Training loop.")

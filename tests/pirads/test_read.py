@@ -242,3 +242,14 @@ def test_a_real_dicom_series_lies_where_another_reader_puts_it(tmp_path: Path) -
     for index in ((0, 0, 0), (7, 63, 5)):
         point = other.TransformIndexToPhysicalPoint(index[::-1])
         assert np.allclose(v.to_lps(np.array(index)), point, atol=1e-3)
+
+
+def test_a_volume_of_a_four_dimensional_file_is_named_by_its_number(tmp_path: Path) -> None:
+    both = np.stack([texture(SMALL, seed) for seed in (1, 2)])
+    path = write_nifti(tmp_path / "prostate_00.nii.gz", both)
+    for number in (0, 1):
+        named = path.with_name(f"{path.name}#{number}")
+        np.testing.assert_array_equal(read_volume(named).array, both[number])
+    assert code_of(path) == "E113"
+    assert code_of(path.with_name(f"{path.name}#2")) == "E113"
+    assert code_of(path.with_name("other.nii.gz#0")) == "E101"

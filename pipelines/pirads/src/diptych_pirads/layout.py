@@ -156,7 +156,8 @@ def leave_out(
 
 
 def _fits(path: Path, shown: str, pattern: str) -> bool:
-    return fnmatch(path.name, pattern) or fnmatch(shown, pattern)
+    names = (path.name, shown, path.name.partition("#")[0], shown.partition("#")[0])
+    return any(fnmatch(name, pattern) for name in names)
 
 
 def check_rows(studies: Sequence[Study], where: str) -> list[Finding]:

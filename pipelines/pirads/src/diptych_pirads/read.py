@@ -100,20 +100,25 @@ def open_volume(path: Path, series: str | None = None) -> Opened:
     """Read a file or a DICOM folder, and keep what is remarkable about it.
 
     Args:
-        path: A file with one of `SUFFIXES`, or a folder.
+        path: A file with one of `SUFFIXES`, or a folder. `NAME.nii.gz#1` is the second volume of
+            a four-dimensional file, such as the diffusion map in Task05 of the Medical
+            Segmentation Decathlon.
         series: For folders: a SeriesInstanceUID or a glob pattern of the series description.
 
     Raises:
         DataError: With a finding E101, E107, E113, E115 or E116.
     """
+    file, number = _volume_of(path)
     if path.is_dir():
         from diptych_pirads.dicom import open_series
 
         opened = open_series(path, series)
-    elif not path.is_file():
+    elif not file.is_file():
         raise refuse("E101", path.name, "there is no such file", "correct the path")
-    elif path.name.lower().endswith(NIFTI):
-        opened = _open_nifti(path)
+    elif file.name.lower().endswith(NIFTI):
+        opened = _open_nifti(file, number)
+    elif number is not None:
+        raise refuse("E113", path.name, "a volume of a file that is no NIfTI", "leave out the #")
     elif path.name.lower().endswith(ITK):
         opened = _open_itk(path)
     else:
@@ -131,21 +136,37 @@ def names_of(path: Path) -> list[Path]:
     """The files behind a path: itself, or the files of a folder in order of their names."""
     if path.is_dir():
         return sorted(entry for entry in path.iterdir() if entry.is_file())
-    return [path] if path.is_file() else []
+    file, _ = _volume_of(path)
+    return [file] if file.is_file() else []
+
+
+def _volume_of(path: Path) -> tuple[Path, int | None]:
+    """A file, and the number of one of its volumes where `#NUMBER` follows its name."""
+    name, sign, number = path.name.rpartition("#")
+    if not sign or not number.isdecimal() or path.exists():
+        return path, None
+    return path.with_name(name), int(number)
 
 
 def _three_dimensions(
-    array: Shaped[ndarray, "*n"], where: str
+    array: Shaped[ndarray, "*n"], where: str, number: int | None = None
 ) -> tuple[Shaped[ndarray, "x y z"], tuple[Finding, ...]]:
     """The three-dimensional array of a file, unit axes beyond the third dropped.
 
     Args:
         array: Axes x, y, z and perhaps more.
         where: The file, for messages.
+        number: Which volume along the fourth axis; None where the file has one.
 
     Raises:
         DataError: E113, fewer or more than one volume.
     """
+    if number is not None:
+        if array.ndim != 4 or number >= array.shape[3]:
+            volumes = array.shape[3] if array.ndim == 4 else 1
+            found = f"there is no volume #{number}, but {volumes}, counted from 0"
+            raise refuse("E113", where, found, "correct the number in the manifest")
+        return array[..., number], ()
     if array.ndim == 3:
         return array, ()
     if array.ndim > 3 and max(array.shape[3:]) == 1:
@@ -169,7 +190,7 @@ def identifiers(where: str, keys: list[str]) -> tuple[Finding, ...]:
     return (Finding("warning", "W119", where, found, fix),)
 
 
-def _open_nifti(path: Path) -> Opened:
+def _open_nifti(path: Path, number: int | None = None) -> Opened:
     where = path.name
     try:
         with _quiet_nibabel():
@@ -183,7 +204,7 @@ def _open_nifti(path: Path) -> Opened:
         raise _unreadable(where, error) from None
     if array.dtype.kind not in "biuf":
         raise _not_3d(where, f"voxels of type {array.dtype}")
-    xyz, findings = _three_dimensions(array, where)
+    xyz, findings = _three_dimensions(array, where, number)
     if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
         found = "the header stores no orientation (sform and qform codes are 0)"
         fix = "convert the original series again; here left, back and head are taken as positive"
@@ -316,5 +337,5 @@ def _unreadable(where: str, error: Exception) -> DataError:
 
 
 def _not_3d(where: str, found: str) -> DataError:
-    fix = "give one file a volume, such as one echo or one b-value"
+    fix = "give one file a volume, or name one of a NIfTI's in the manifest: FILE.nii.gz#0"
     return refuse("E113", where, f"not one three-dimensional image ({found})", fix)

@@ -191,7 +191,7 @@ def identifiers(where: str, keys: list[str]) -> tuple[Finding, ...]:
 
 
 def _open_nifti(path: Path, number: int | None = None) -> Opened:
-    where = path.name
+    where = path.name if number is None else f"{path.name}#{number}"
     try:
         with _quiet_nibabel():
             image: Any = nib.load(path, mmap=False)  # a mapped file that changes would crash

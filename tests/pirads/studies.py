@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
+import numpy as np
+import polars as pl
+
+from diptych.prepared import Prepared
 from diptych_pirads.geometry import Volume
 from diptych_pirads.labels import SCHEMES
 from diptych_pirads.phantom import make_phantom
 from diptych_pirads.prepare import MARGIN_MM, PreparedLabel, PreparedStudy, signed_distances
+from diptych_pirads.store import part_of
 
 SPACING = (3.0, 1.0, 1.0)
 
@@ -69,6 +74,18 @@ def phantom_study(index: int, scheme: str | None = "zones4", seed: int = 0) -> P
     if scheme == "pz_tz":
         label = np.where(label > 2, 2, label)
     image = phantom.image.array.astype(np.float32)
-    return study_of(
-        image, None if scheme is None else label, scheme or "zones4", phantom.image.affine
+    known = None if scheme is None else label
+    return study_of(image, known, scheme or "zones4", phantom.image.affine)
+
+
+def prepared_of(schemes: Sequence[str | None], size: Sequence[int] = (16, 64, 64)) -> Prepared:
+    """Prepared data in memory: one generated study of each scheme, one subject each."""
+    parts = [part_of(phantom_study(k, scheme)) for k, scheme in enumerate(schemes)]
+    names = {name for part in parts for name in part.ragged}
+    index = pl.concat([part.rows for part in parts])
+    return Prepared.from_arrays(
+        index.with_columns(subject=pl.Series([f"S-{k}" for k in range(len(schemes))])),
+        {"channels": ["t2"], "spacing": list(SPACING), "size": list(size)},
+        {},
+        {name: [part.ragged.get(name, [None])[0] for part in parts] for name in names},
     )

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 MODEL, AVERAGE, MAIN = "model", "average", "main"  # names of modules and of the optimizer
 METHODS = ("aniso", "unet")  # methods of fits that are baselines with a network of their own
 FOUR_ZONES = SCHEMES["zones4"].name
-_PLATEAU = {"factor": 0.8, "patience": 25, "min_lr": 1e-8}  # Meyer et al., ISBI 2019
+_FACTOR, _PATIENCE, _LOWEST_RATE = 0.8, 25, 1e-8  # on a plateau; Meyer et al., ISBI 2019
 _SMALLEST = 1e-7
 
 
@@ -287,7 +287,11 @@ class PiradsTask:
             losses.append(float(supervised(logp, allowed, weighing(self.config.objective))))
         if not losses:
             return {}
-        return {"dice": float(np.nanmean(scores)) if scores else math.nan, "loss": np.mean(losses)}
+        known = [score for score in scores if not math.isnan(score)]
+        return {
+            "dice": sum(known) / len(known) if known else math.nan,
+            "loss": sum(losses) / len(losses),
+        }
 
     def finish(self, ctx: EpochContext) -> None:
         """The averaged weights are those that predict."""
@@ -367,7 +371,8 @@ def optimizer(net: nn.Module, config: PiradsConfig) -> Optimizer:
     parameters, rate, decay = net.parameters(), settings.lr, settings.weight_decay
     if settings.name == "sgd":
         return SGD(parameters, rate, momentum=0.99, nesterov=True, weight_decay=decay)
-    return {"adam": Adam, "adamw": AdamW}[settings.name](parameters, rate, weight_decay=decay)
+    kind: type[Adam] = AdamW if settings.name == "adamw" else Adam
+    return kind(parameters, rate, weight_decay=decay)
 
 
 def schedules(optimizer: Optimizer, config: PiradsConfig, steps: int) -> dict[str, Schedule]:
@@ -386,19 +391,19 @@ def schedules(optimizer: Optimizer, config: PiradsConfig, steps: int) -> dict[st
     if kind == "constant" or not steps:
         return {}
     if kind == "onecycle":
-        return {
-            MAIN: Schedule(OneCycleLR(optimizer, config.optim.lr, total_steps=steps + 1), "step")
-        }
+        rising = OneCycleLR(optimizer, config.optim.lr, total_steps=steps + 1)
+        return {MAIN: Schedule(rising, "step")}
     if kind == "cosine":
         return {MAIN: Schedule(CosineAnnealingLR(optimizer, steps), "step")}
-    return {MAIN: Schedule(ReduceLROnPlateau(optimizer, **_PLATEAU), "epoch", "loss")}
+    falling = ReduceLROnPlateau(optimizer, "min", _FACTOR, _PATIENCE, min_lr=_LOWEST_RATE)
+    return {MAIN: Schedule(falling, "epoch", "loss")}
 
 
 @torch.no_grad()
 def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
     """Move averaged weights a step towards the network's; buffers are copied."""
-    targets, values = list(average.parameters()), list(net.parameters())
-    torch._foreach_lerp_(targets, values, 1 - decay)
+    targets: list[Tensor] = list(average.parameters())
+    torch._foreach_lerp_(targets, list[Tensor](net.parameters()), 1 - decay)
     for target, value in zip(average.buffers(), net.buffers(), strict=True):
         target.copy_(value)
 
@@ -431,4 +436,5 @@ def _interleaved(labelled: Sequence[int], *others: Sequence[int]) -> list[int]:
 
 
 def _crops(out: DualOut, start: int, stop: int) -> DualOut:
-    return DualOut(*(None if part is None else part[start:stop] for part in out))
+    heads = (None if part is None else part[start:stop] for part in out[2:])
+    return DualOut(out.a[start:stop], out.b[start:stop], *heads)

@@ -6,7 +6,7 @@ studies' own distances, each measured without itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +17,7 @@ LEAST_STUDIES = 8  # fewer say nothing about a percentile
 SHRINKAGE = 0.1  # towards equal variances, at least
 
 
-def fit_novelty(features: Float[ndarray, "n f"]) -> dict[str, ndarray]:
+def fit_novelty(features: Sequence[Float[ndarray, " f"]]) -> dict[str, ndarray]:
     """Statistics of the training studies.
 
     Args:

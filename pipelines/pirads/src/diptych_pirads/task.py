@@ -31,8 +31,8 @@ from diptych_pirads.augment import (
     vary_intensities,
     warp_crop,
 )
-from diptych_pirads.config import ModelSection, PiradsConfig
-from diptych_pirads.infer import locate_gland
+from diptych_pirads.config import PiradsConfig
+from diptych_pirads.infer import locate_gland, study_features
 from diptych_pirads.labels import SCHEMES, UNSEEN, ZONES, LabelScheme
 from diptych_pirads.metrics import compared_masks, dice
 from diptych_pirads.model import (
@@ -43,6 +43,7 @@ from diptych_pirads.model import (
     network_input,
     probabilities,
 )
+from diptych_pirads.novelty import ARTIFACT, fit_novelty
 from diptych_pirads.objective import (
     SECOND_STAGE,
     Hidden,
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from diptych.prepared import Prepared
 
 MODEL, AVERAGE, MAIN = "model", "average", "main"  # names of modules and of the optimizer
-METHODS = ("aniso", "unet")  # methods of fits that are baselines with a network of their own
 FOUR_ZONES = SCHEMES["zones4"].name
 _FACTOR, _PATIENCE, _LOWEST_RATE = 0.8, 25, 1e-8  # on a plateau; Meyer et al., ISBI 2019
 _SMALLEST = 1e-7
@@ -108,12 +108,11 @@ def modules(config: PiradsConfig, facts: Facts, fit: Fit) -> dict[str, nn.Module
     Args:
         config: The configuration of this fit.
         facts: Of the prepared data.
-        fit: Its method, "aniso" or "unet", chooses a baseline's network.
+        fit: Not looked at.
 
     Returns:
         {"model": a network that `model.probabilities` knows}.
     """
-    settings = model_settings(config, fit)
     tasks = config.objective.tasks
     weights: dict[Head, float] = {
         "sdf": tasks.sdf,
@@ -121,13 +120,7 @@ def modules(config: PiradsConfig, facts: Facts, fit: Fit) -> dict[str, nn.Module
         "reconstruct": tasks.reconstruct,
     }
     heads = [name for name, weight in weights.items() if weight]
-    return {MODEL: network(settings, len(facts["channels"]), heads)}
-
-
-def model_settings(config: PiradsConfig, fit: Fit) -> ModelSection:
-    """The section ``model`` of a fit: that of the config, with the network of its method."""
-    name = fit.method if fit.method in METHODS else config.model.name
-    return config.model.model_copy(update={"name": name})
+    return {MODEL: network(config.model, len(facts["channels"]), heads)}
 
 
 def build(
@@ -194,6 +187,9 @@ class PiradsTask:
         steps = config.train.epochs * math.ceil(len(self.rows.labelled) / config.train.batch)
         self.schedules = schedules(self.optimizers[MAIN], config, steps)
         self.accumulates = False  # Dice couples the crops of a batch
+        self._train = fit.split.train
+        self._predicts = not fit.method and fit.stage == config.train.stages[-1]
+        self._novelty: dict[str, ndarray] = {}
         self._dual = isinstance(self.network, DualPathNet)
         self._kind = {row: kind for kind, rows in enumerate(self.rows) for row in rows}
 
@@ -294,9 +290,14 @@ class PiradsTask:
         }
 
     def finish(self, ctx: EpochContext) -> None:
-        """The averaged weights are those that predict."""
+        """The averaged weights are those that predict; where the training studies lie for them."""
         if AVERAGE in self.modules:
             self.network.load_state_dict(self.modules[AVERAGE].state_dict())
+        if self._predicts:
+            studies = (study(self.prepared, row) for row in self._train)
+            self._novelty = fit_novelty(
+                [study_features(self.network, one, self.config, self._size) for one in studies]
+            )
 
     def artifacts(self) -> dict[str, Artifact]:
         """What was trained on."""
@@ -305,7 +306,8 @@ class PiradsTask:
         if schemes[self.rows.labelled[0]] != FOUR_ZONES:
             notes.append("no training study has four zones: DPU and AFS cannot be learned")
         counts = dict(zip(Rows._fields, map(len, self.rows), strict=True))
-        return {"training": {**counts, "epochs": self.epochs(), "notes": notes}}
+        training = {**counts, "epochs": self.epochs(), "notes": notes}
+        return {"training": training, **({ARTIFACT: self._novelty} if self._novelty else {})}
 
     def _losses(self, batch: Batch, ctx: StepContext) -> dict[str, Tensor]:
         image, other = batch.image, batch.other

@@ -34,6 +34,7 @@ def _metrics() -> dict[str, Metric]:
                 found[f"{name}/{area}/{level}"] = Metric(
                     f"{words}, {level}", unit, better, margin=margin
                 )
+    found["dice"] = Metric("Dice, mean of the zones", "", "higher", margin=0.01)  # of validation
     found["centerline/dpu"] = Metric("Centre line, DPU", "mm", "lower", margin=0.5)
     return found
 
@@ -58,4 +59,5 @@ PIPELINE = Pipeline(
     },
     predict=lazy("diptych_pirads.predict:predict"),
     sample=lazy("diptych_pirads.sample:write_sample"),
+    export=lazy("diptych_pirads.export:export"),
 )

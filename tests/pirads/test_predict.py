@@ -13,8 +13,10 @@ from tests.pirads.reading_network import CONFIG, Fitted, Reader, use_readers
 from tests.pirads.volumes import write_dicom, write_manifest, write_nifti
 
 from diptych.config import merge
-from diptych_pirads.geometry import Volume, reorient_lps
+from diptych_pirads.geometry import Volume, reorient_lps, to_grid
+from diptych_pirads.label_files import open_label
 from diptych_pirads.labels import ZONES
+from diptych_pirads.layout import Study
 from diptych_pirads.metrics import dice
 from diptych_pirads.phantom import Phantom, make_phantom
 from diptych_pirads.predict import predict
@@ -182,6 +184,12 @@ def test_a_dicom_series_gives_a_coded_segmentation_and_no_other_file_names_the_p
     truth = reorient_lps(made).array
     for number in range(1, len(ZONES)):
         assert dice(masks[..., number - 1] > 0, truth == number) > 0.98
+    label = open_label(Study("P", "S", {}, (tmp_path / "out" / "series_seg.dcm",)))
+    assert label.scheme.name == "zones4"
+    assert np.array_equal(
+        to_grid(label.volume, reorient_lps(made), "label").array,
+        reorient_lps(read_volume(tmp_path / "out" / "series_zones.nii.gz")).array,
+    )
     for path in (tmp_path / "out").iterdir():
         if path.suffix != ".dcm":
             assert b"Test^Phantom" not in path.read_bytes()

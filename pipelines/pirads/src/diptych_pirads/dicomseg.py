@@ -1,4 +1,4 @@
-"""Zones as a DICOM segmentation beside the series they were found in.
+"""DICOM segmentations: zones beside the series they were found in, and labels that are read.
 
 A DICOM segmentation belongs to its patient, study and frame of reference, so that it carries the
 patient's identity as the standard demands; no other file that this package writes does.
@@ -20,10 +20,10 @@ from pydicom.uid import generate_uid
 from diptych import __version__
 from diptych.errors import UsageError
 from diptych.files import write_atomically
-from diptych_pirads.dicom import open_series, series_files
+from diptych_pirads.dicom import WHO, open_series, series_files
 from diptych_pirads.geometry import Volume, to_grid
 from diptych_pirads.labels import ZONES
-from diptych_pirads.read import refuse
+from diptych_pirads.read import Opened, identifiers, refuse
 
 SEGMENTS = {  # SNOMED CT
     "pz": ("Peripheral zone", "279706003", "Peripheral zone of prostate"),
@@ -47,6 +47,7 @@ MAY_BE_EMPTY = (  # the standard wants these written, with or without a value
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+BEYOND = 16  # slices; files leave out empty ones, which are known to be background
 SERIES_NUMBER = 900  # far from those that scanners give
 
 
@@ -98,6 +99,44 @@ def write_seg(zones: Volume, source_folder: Path, out: Path, series: str | None 
         fix = "export the series again with its whole headers; the NIfTI file is written"
         raise refuse("E124", source_folder.name, found, fix) from None
     write_atomically(out, lambda file: segmentation.save_as(file, enforce_file_format=True))
+
+
+def read_seg(path: Path) -> Opened:
+    """Read a binary or label-map DICOM segmentation.
+
+    Args:
+        path: The one file.
+
+    Returns:
+        Values are segment numbers, their names the segments' labels. Slices that the file leaves
+        out are empty, and so is what lies beyond its slices.
+
+    Raises:
+        UsageError: highdicom is not installed.
+        DataError: With a finding E101.
+    """
+    try:
+        import highdicom
+    except ImportError:
+        need = f"{path.name}: a DICOM segmentation needs pip install 'diptych-pirads[dicom]'"
+        raise UsageError(need) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            seg = highdicom.seg.segread(path)
+            volume = seg.get_volume(combine_segments=True, skip_overlap_checks=True)
+            names = {
+                int(number): str(seg.get_segment_description(number).segment_label)
+                for number in seg.segment_numbers
+            }
+    except Exception as error:  # pydicom raises whatever a damaged value makes Python raise
+        found = f"cannot be read as a DICOM segmentation ({type(error).__name__})"
+        raise refuse("E101", path.name, found, "export the segmentation again") from None
+    array = np.pad(np.asarray(volume.array), ((BEYOND, BEYOND), (0, 0), (0, 0)))
+    affine = volume.affine[:, [2, 1, 0, 3]].copy()
+    affine[:3, 3] -= BEYOND * affine[:3, 2]
+    who = [tag for tag in WHO if str(seg.get(tag) or "").strip()]
+    return Opened(Volume(array, affine), identifiers(path.name, who), names)
 
 
 def _read(path: Path, slice_mm: float) -> pydicom.Dataset:

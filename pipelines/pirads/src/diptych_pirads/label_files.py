@@ -59,8 +59,9 @@ def open_label(study: Study, scheme: str = "auto", image: Volume | None = None) 
     opened = open_volume(study.label[0])
     values = _whole(opened.volume.array, where)
     findings = opened.findings
-    if name == FROM_SEGMENTS:
+    if name == FROM_SEGMENTS or (name == "auto" and opened.segments):
         known = _named_segments(opened, where)
+        values, known = _as_four_zones(values, known)
     elif name == "auto":
         name = labels.guess_scheme(np.unique(values))
         known = SCHEMES[name]
@@ -110,6 +111,21 @@ def _named_segments(opened: Opened, where: str) -> LabelScheme:
     except ValueError as error:
         fix = "save the segmentation as .seg.nrrd with its segment names, or use another scheme"
         raise refuse("E105", where, str(error), fix) from None
+
+
+def _as_four_zones(
+    values: Shaped[ndarray, "z y x"], scheme: LabelScheme
+) -> tuple[Shaped[ndarray, "z y x"], LabelScheme]:
+    """Segments that are the four zones become the scheme `zones4`; others stay what they are."""
+    classes = {value: next(iter(z)) for value, z in scheme.allowed.items() if len(z) == 1}
+    if len(classes) < len(scheme.allowed) or set(classes.values()) != set(range(len(labels.ZONES))):
+        return values, scheme
+    if not set(np.unique(values).tolist()) <= set(classes):
+        return values, scheme
+    table = np.zeros(labels.UNSEEN + 1, np.uint8)
+    for value, zone in classes.items():
+        table[value] = zone
+    return table[values], SCHEMES["zones4"]
 
 
 def _joined(study: Study) -> Label:

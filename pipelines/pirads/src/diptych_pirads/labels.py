@@ -22,6 +22,7 @@ UNSEEN = 255  # stands for voxels that a mask's field of view does not reach
 CONTOUR = 255  # the line around the zones in the `ucla_png` files
 
 _WORDS = (
+    (("distal",), frozenset({DPU})),
     (("peripheral", "pz"), frozenset({PZ})),
     (("transition", "tz"), frozenset({TZ})),
     (("central", "cz"), frozenset({TZ})),

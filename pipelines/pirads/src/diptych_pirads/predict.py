@@ -30,7 +30,7 @@ from diptych_pirads.infer import Segmentation, segment
 from diptych_pirads.layout import Study, leave_out, locate
 from diptych_pirads.novelty import ARTIFACT, novelty_percentile
 from diptych_pirads.prepare import PreparedStudy, prepare_study
-from diptych_pirads.read import SUFFIXES, open_volume, refuse
+from diptych_pirads.read import SUFFIXES, open_volume
 from diptych_pirads.sectors import OUTSIDE, lesion_sectors, snomed_code
 from diptych_pirads.volumetry import (
     PSA_DENSITY_FLAG,
@@ -326,9 +326,6 @@ def _open_lesions(study: Study, original: Volume) -> Volume:
     errors = [one for one in check_grid(mask, original, where) if one.severity == "error"]
     if errors:
         raise DataError(errors[0].line(), Findings(tuple(errors)))
-    if not mask.array.any():
-        fix = "give the right file, or none where there is no lesion"
-        raise refuse("E109", where, "the mask of lesions is empty", fix)
     return mask
 
 

@@ -26,6 +26,7 @@ from diptych_pirads.geometry import Volume
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = (*NIFTI, *ITK)
+SEGMENTATION = ".dcm"  # one file; series are folders
 MAX_VOXELS = 2**28
 IN_PLANE_MM = (0.15, 2.0)
 SLICE_MM = (0.8, 6.0)
@@ -117,6 +118,10 @@ def open_volume(path: Path, series: str | None = None) -> Opened:
         raise refuse("E101", path.name, "there is no such file", "correct the path")
     elif file.name.lower().endswith(NIFTI):
         opened = _open_nifti(file, number)
+    elif file.name.lower().endswith(SEGMENTATION):
+        from diptych_pirads.dicomseg import read_seg
+
+        opened = read_seg(file)
     elif number is not None:
         raise refuse("E113", path.name, "a volume of a file that is no NIfTI", "leave out the #")
     elif path.name.lower().endswith(ITK):

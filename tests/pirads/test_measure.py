@@ -11,7 +11,8 @@ from tests.pirads.masks import picai
 from tests.pirads.volumes import affine, two_zones, write_nifti
 
 from diptych.errors import DataError, UsageError
-from diptych_pirads.measure import MeasureOptions, measure, measure_pair
+from diptych_pirads.measure import measure, measure_pair
+from diptych_pirads.verbs import MeasureOptions
 
 
 def test_a_mask_against_itself_is_perfect(

@@ -11,8 +11,9 @@ from tests.pirads.volumes import affine, texture, two_zones, write_dicom, write_
 from diptych.errors import UsageError
 from diptych_pirads.geometry import Volume
 from diptych_pirads.layout import Study, read_manifest
-from diptych_pirads.public_layouts import LayoutOptions, layout
+from diptych_pirads.public_layouts import layout
 from diptych_pirads.read import open_volume
+from diptych_pirads.verbs import LayoutOptions
 
 
 def laid_out(folder: Path, kind: str) -> list[Study]:

@@ -6,13 +6,11 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
-from pydantic import Field
 
-from diptych.config import Section
 from diptych.errors import DataError, UsageError
 from diptych.files import write_atomically
 from diptych.findings import Finding, Findings
@@ -22,25 +20,10 @@ from diptych_pirads.label_files import open_label
 from diptych_pirads.layout import Study
 from diptych_pirads.metrics import Conventions, evaluate_case
 from diptych_pirads.read import SUFFIXES
+from diptych_pirads.verbs import MeasureOptions
 
 SHOWN = ("dice", "masd", "hd95", "nsd", "volume_error_ml", "volume_error_percent", "miss")
 TITLES = ("Dice", "MASD mm", "HD95 mm", "NSD 2 mm", "dV mL", "dV %", "missed")
-
-
-class MeasureOptions(Section):
-    """What is measured against what."""
-
-    pred: Path = Field(description="Label file, or folder of label files.")
-    ref: Path = Field(description="The same of the reference; files of a folder by equal names.")
-    scheme: str = Field("auto", description="What the reference's values mean: zones4, pz_tz ...")
-    pred_scheme: str = Field("auto", description="What those of --pred mean.")
-    surface: Literal["erosion6", "contour26", "uats_voxel"] = Field(
-        "erosion6", description="Surface of a zone."
-    )
-    average: Literal["pooled", "two_sided"] = Field("pooled", description="Mean of distances.")
-    empty: Literal["nan", "zero"] = Field("nan", description="Distance to a zone that is missed.")
-    regions: Literal["gland", "image"] = Field("gland", description="What thirds are of.")
-    out: Path | None = Field(None, description="CSV for every figure, by third too.")
 
 
 def measure(config: Any, target: None, options: MeasureOptions) -> Findings:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from diptych.contract import Metric, Pipeline, lazy
+from diptych.contract import Metric, Pipeline, Verb, lazy
 from diptych_pirads.config import SHAPE_BASELINES, PiradsConfig
+from diptych_pirads.verbs import LayoutOptions, MeasureOptions
 
 AREAS = ("pz", "tz", "dpu", "afs", "gland")
 LEVELS = ("apex", "mid", "base")  # thirds of the gland, for the first two
@@ -59,5 +60,20 @@ PIPELINE = Pipeline(
     },
     predict=lazy("diptych_pirads.predict:predict"),
     sample=lazy("diptych_pirads.sample:write_sample"),
+    pictures=lazy("diptych_pirads.pictures:pictures"),
     export=lazy("diptych_pirads.export:export"),
+    verbs={
+        "measure": Verb(
+            help="Overlap, distances and volumes of label files; no model is needed.",
+            takes="nothing",
+            run=lazy("diptych_pirads.measure:measure"),
+            options=MeasureOptions,
+        ),
+        "layout": Verb(
+            help="Write studies.csv for a folder that lies as a public data set does.",
+            takes="data",
+            run=lazy("diptych_pirads.public_layouts:layout"),
+            options=LayoutOptions,
+        ),
+    },
 )

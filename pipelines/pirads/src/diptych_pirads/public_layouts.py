@@ -9,34 +9,23 @@ import re
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 import pydicom
-from pydantic import Field
 
-from diptych.config import Section
 from diptych.errors import UsageError
 from diptych.files import write_text
 from diptych.findings import Finding, Findings
-from diptych_pirads.layout import COLUMNS, MANIFEST
+from diptych_pirads.layout import COLUMNS
 from diptych_pirads.read import SEGMENTATION, SUFFIXES
+from diptych_pirads.verbs import LayoutOptions
 
 Row = dict[str, str | Path]
 
 PICAI_READERS = ("Yuan23", "HeviAI23")
 PROSTATEX = re.compile(r"ProstateX-\d{4}", re.IGNORECASE)
 LABEL_WORDS = ("seg", "label", "zones", "mask")
-
-
-class LayoutOptions(Section):
-    """Which layout it is, and where the manifest goes."""
-
-    kind: Literal["picai", "msd05", "prostate158", "prostatex-meyer", "dicom"] = Field(
-        description="picai, msd05, prostate158, prostatex-meyer, or dicom: folders of series."
-    )
-    out: Path = Field(Path(MANIFEST), description="The manifest to write; not inside the data.")
-    series: str = Field("*t2*tra*", description="dicom: pattern of the series' description.")
 
 
 def layout(config: Any, target: Path | None, options: LayoutOptions) -> Findings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,15 @@ NAMES = ["toy", *(name for name in INSTALLED if name != "toy")]
 SMALL = {  # values that make a training short enough to be repeated
     "toy": [],
     "mvcnet": ["train.epochs=2", "evaluate.baselines=[csp_lda]"],
+    "pirads": [
+        "model.base=2",
+        "train.epochs=1",
+        "stages={stage-2: {train.epochs: 1}}",
+        "evaluate.baselines=[mean_shape]",
+        "predict.passes=1",
+    ],
 }
+ONE_INPUT = {"pirads": "P01_t2.nii.gz"}  # of a sample that is described by a table
 RECIPE = ["--recipe", "demo"]
 
 
@@ -50,6 +59,26 @@ class Subject:
     @property
     def run(self) -> Path:
         return self.demo / "run"
+
+    @property
+    def one_input(self) -> Path:
+        """Something to predict."""
+        if self.name in ONE_INPUT:
+            return self.data / ONE_INPUT[self.name]
+        return max(path for path in self.data.iterdir() if path.suffix != ".json")
+
+    def copy_some(self, target: Path) -> bool:
+        """Copy a part of the demo's data; False where they are one file and cannot be parted."""
+        shutil.copytree(self.data, target)
+        table = target / "studies.csv"
+        if table.is_file():
+            lines = table.read_text().splitlines(keepends=True)
+            table.write_text("".join(lines[: len(lines) * 2 // 3]))
+            return True
+        files = sorted(path for path in target.iterdir() if path.suffix != ".json")
+        for path in files[len(files) * 2 // 3 + 1 :]:
+            path.unlink()
+        return len(files) > 1
 
     def start(self, *words: object, **more: str) -> subprocess.Popen[str]:
         """Start ``diptych NAME words``."""

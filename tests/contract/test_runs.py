@@ -84,19 +84,16 @@ def test_compare_refuses_nothing_over_the_same_splits(subject: Subject, tmp_path
     shutil.copytree(subject.run, tmp_path / "twin")
     call = subject.call("compare", subject.run, tmp_path / "twin")
     assert call.code == 0, call.err
-    assert "accuracy" in call.out.lower()
+    assert ("masd" if subject.name == "pirads" else "accuracy") in call.out.lower()
 
 
 def test_data_of_the_training_subjects_are_refused_as_new_data(
     subject: Subject, tmp_path: Path
 ) -> None:
     some = tmp_path / "some"
-    shutil.copytree(subject.data, some)
-    files = sorted(path for path in some.iterdir() if path.suffix != ".json")
-    for path in files[len(files) * 2 // 3 + 1 :]:
-        path.unlink()
+    other = subject.copy_some(some)
     call = subject.call("evaluate", subject.run, "--data", some, "--out", tmp_path / "out")
-    if len(files) == 1:  # the same single file: the run's own data, scored on its own splits
+    if not other:  # the run's own data, scored on its own splits
         assert call.code == 0, call.err
         return
     assert call.code == 3

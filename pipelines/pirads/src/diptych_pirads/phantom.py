@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -46,16 +47,24 @@ class Phantom:
     Args:
         image: (z, y, x) T2-like intensities in [0, 1].
         label: (z, y, x) class numbers 0 to 4, the truth.
-        reader2: (z, y, x) class numbers as a second reader would draw them.
         lesions: (z, y, x), 0 or the number of the lesion.
         params: What was drawn: semi-axes in mm, growth in [0, 1], AFS and DPU in mm, PSA in ng/mL.
+        seed: Key of every draw.
+        index: Number of the case.
     """
 
     image: Volume
     label: Volume
-    reader2: Volume
     lesions: Volume
     params: dict[str, float]
+    seed: int
+    index: int
+
+    @cached_property
+    def reader2(self) -> Volume:
+        """(z, y, x) class numbers as a second reader would draw them."""
+        label, draw = self.label, Draw(self.seed, "phantom")
+        return label.with_array(_second_reader(draw, self.index, label.array, label.spacing))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +109,12 @@ def make_phantom(
     label = postprocess_zones(_zones(space, params), spacing)
     lesions = _lesions(draw, index, label, spacing)
     image = _image(draw, index, space, label, lesions, params)
-    reader2 = _second_reader(draw, index, label, spacing)
     # So that density, not PSA, tells who has a lesion.
     gland_ml = np.count_nonzero(label) * math.prod(spacing) / 1000
     params["psa"] *= gland_ml * (1.6 if lesions.any() else 1.0)
     affine = _affine(size, spacing)
-    volumes = [Volume(array, affine) for array in (image, label, reader2, lesions)]
-    return Phantom(volumes[0], volumes[1], volumes[2], volumes[3], params)
+    volumes = [Volume(array, affine) for array in (image, label, lesions)]
+    return Phantom(volumes[0], volumes[1], volumes[2], params, seed, index)
 
 
 def _signed_distance(mask: Bool[ndarray, "z y x"], spacing: Sequence[float]) -> Field:

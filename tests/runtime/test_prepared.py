@@ -9,9 +9,14 @@ import numpy as np
 import polars as pl
 import pytest
 
+from diptych.contract import Fit
 from diptych.errors import DataError
+from diptych.initial import seen_sources
 from diptych.manifest import Manifest, Source
 from diptych.prepared import Part, Prepared, prepare_parts
+from diptych.run import RunFolder
+from diptych.split import Split
+from diptych.training import subjects_seen
 
 SOURCES = [Source(Path("unused"), f"{n:x}" * 64, 1, {"subject": f"S-{n}"}) for n in (1, 2, 3)]
 
@@ -137,6 +142,20 @@ def test_a_source_is_known_by_each_of_its_files(tmp_path: Path) -> None:
     prepared(tmp_path / "p", [one], convert)
     (entry,) = Manifest.read(tmp_path / "p").sources
     assert entry.names == {"1" * 12, "a" * 12, "b" * 12}
+
+
+def test_a_study_that_comes_with_another_label_is_still_known(tmp_path: Path) -> None:
+    image, labels, other = "a" * 64, ("b" * 64, "c" * 64), "d" * 64
+    for name, digest, label in zip("pq", ("1" * 64, "2" * 64), labels, strict=True):
+        mine = Source(Path("unused"), digest, 1, {"subject": f"S-{name}"}, (image, label))
+        prepared(tmp_path / name, [mine], convert)
+    run = RunFolder(tmp_path / "p")
+    assert subjects_seen(run, Prepared.open(tmp_path / "q")) == ["S-q"]
+    fit = Fit("final", Split((0, 1)), 1)
+    assert set(seen_sources(run, fit)) == {"1" * 12, image[:12], labels[0][:12]}
+    fresh = Source(Path("unused"), "4" * 64, 1, {"subject": "S-r"}, (other,))
+    prepared(tmp_path / "r", [fresh], convert)
+    assert subjects_seen(run, Prepared.open(tmp_path / "r")) == []
 
 
 def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_partly_labelled_studies_join_late_and_unlabelled_ones_in_stage_two(
     assert [[kinds(task, batch).count(k) for k in range(3)] for batch in second] == [
         [2, 1, 2],
         [2, 1, 2],
-        [1, 1, 1],
+        [1, 1, 2],
     ]
     alone = task_of(prepared, "stage-2", objective__co__unlabelled=False).batches(0, draw)
     assert all(2 not in kinds(task, batch) for batch in alone)
@@ -121,7 +121,7 @@ def test_partly_labelled_studies_join_late_and_unlabelled_ones_in_stage_two(
 def test_a_study_seen_again_in_an_epoch_gets_another_crop(prepared: Prepared) -> None:
     task = task_of(prepared, "stage-2")
     items = [item for batch in task.batches(0, Draw(1)) for item in batch]
-    assert len(set(items)) == len(items) == 13
+    assert len(set(items)) == len(items) == 14
     height = len(SCHEMES_OF_ROWS)
     again = next(item for item in items if item >= height)
     both = task.load([0, again, again - height], 0, Draw(1))
@@ -133,8 +133,8 @@ def test_batches_are_keyed_and_every_process_gets_labelled_crops(prepared: Prepa
     batches = task.batches(1, Draw(1).at(1))
     assert batches == task.batches(1, Draw(1).at(1)) != task.batches(2, Draw(1).at(2))
     first = batches[0]
-    assert len(first) == 9
-    for share in (first[:5], first[5:]):
+    assert len(first) == 7
+    for share in (first[:4], first[4:]):
         assert kinds(task, share).count(0) == 2
 
 
@@ -215,6 +215,17 @@ def test_partly_labelled_crops_move_the_network_by_their_weight(prepared: Prepar
     alone = task._losses(task.load([0], 0, Draw(1).at(3)), Context(task.network))  # type: ignore
     expected = alone["total"] + 0.3 * whole["partial"]
     assert whole["total"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_process_without_labelled_crops_has_every_term_and_none_of_its_weight(
+    prepared: Prepared,
+) -> None:
+    task = task_of(prepared, "stage-2", objective__tasks__reconstruct=0.1)
+    whole = task._losses(task.load([0, 5, 7], 3, Draw(1)), Context(task.network))  # type: ignore
+    rest = task._losses(task.load([7], 3, Draw(1)), Context(task.network))  # type: ignore
+    assert set(rest) == set(whole)
+    assert all(rest[name].item() == 0 for name in rest if name not in ("co", "total"))
+    rest["total"].backward()
 
 
 def test_averaged_weights_follow_and_predict(prepared: Prepared) -> None:

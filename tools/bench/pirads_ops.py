@@ -1,11 +1,11 @@
-"""Time of surface distances and post-processing against straight ports of the public code.
+"""Time of distances, post-processing and crops against straight ports of the public code.
 
     python tools/bench/pirads_ops.py [--rounds 3] [--slices 24] [--matrix 512] [--json FILE]
 
-The public forms are those of Meyer, Ghosh et al. (2021, distances) and Meyer et al. (ISBI 2019,
-post-processing), written anew on the library calls that they use. Both forms have to agree before
-they are timed; they run in turn and the fastest round of each counts. Only ratios within one run
-mean anything.
+The public forms are those of Meyer, Ghosh et al. (2021, distances, crops) and Meyer et al. (ISBI
+2019, post-processing), written anew on the library calls that they use. Both forms have to agree
+before they are timed; they run in turn and the fastest round of each counts. Only ratios within
+one run mean anything.
 """
 
 from __future__ import annotations
@@ -19,18 +19,26 @@ from typing import Any
 
 import numpy as np
 import SimpleITK
+import torch
 from numpy import ndarray
 from scipy import ndimage
 
-from diptych_pirads.geometry import Volume, resample_label
+from diptych.randomness import Draw
+from diptych_pirads.augment import Crop, Warp, draw_warps, warp_crop
+from diptych_pirads.config import ViewsSection
+from diptych_pirads.geometry import Volume, bounding_box, crop_pad, resample_label
+from diptych_pirads.labels import SCHEMES
 from diptych_pirads.metrics import surface_distances
 from diptych_pirads.phantom import make_phantom
 from diptych_pirads.post import postprocess_zones
+from diptych_pirads.prepare import MARGIN_MM, PreparedLabel, PreparedStudy, signed_distances
 
 WORKING_GRID = (32, 168, 168)
 WORKING_SPACING = (3.0, 0.5, 0.5)
 CHANNELS = (1, 2, 3, 4, 0)  # the public code's order
 CLEAN_AGREEMENT = 0.999
+CROP_AGREEMENT = 0.99  # the maps differ by half a voxel in where a border lies
+BORDER_ASIDE = 0.97  # voxels; half a voxel within the series' border one fades to 0, one repeats
 
 
 def public_distances(a: ndarray, b: ndarray, spacing: tuple[float, float, float]) -> ndarray:
@@ -106,6 +114,60 @@ def largest_piece(mask: ndarray) -> Any:
     return SimpleITK.BinaryThreshold(pieces, largest, largest)
 
 
+def public_crop(image: ndarray, label: ndarray, warp: Warp) -> tuple[ndarray, ndarray]:
+    """Distance maps of all classes; each goes through the transform, then to the reference grid.
+
+    Args:
+        image: (z, y, x) intensities on the working grid.
+        label: (z, y, x) class numbers.
+        warp: About the middle of the grid.
+
+    Returns:
+        Intensities and class numbers, warped.
+    """
+    middle = np.multiply(np.subtract(WORKING_GRID, 1), WORKING_SPACING) / 2
+    affine = SimpleITK.AffineTransform(3)
+    affine.SetMatrix(warp.matrix[::-1, ::-1].ravel().tolist())
+    affine.SetCenter(middle[::-1].tolist())
+    affine.SetTranslation(warp.shift[::-1].tolist())
+    whole = SimpleITK.CompositeTransform([SimpleITK.AffineTransform(3), affine])
+
+    def warped(source: Any, outside: float) -> ndarray:
+        source.SetSpacing(WORKING_SPACING[::-1])
+        once = SimpleITK.Resample(source, source, whole, SimpleITK.sitkLinear, outside)
+        again = SimpleITK.Resample(
+            once, source, SimpleITK.Transform(), SimpleITK.sitkLinear, outside
+        )
+        return SimpleITK.GetArrayFromImage(again)
+
+    distances = np.zeros((*WORKING_GRID, len(CHANNELS)))
+    for number in range(len(CHANNELS)):
+        mask = SimpleITK.GetImageFromArray((label == number).astype(np.int64))
+        mask.SetSpacing(WORKING_SPACING[::-1])
+        distance = SimpleITK.SignedMaurerDistanceMap(
+            mask, insideIsPositive=True, squaredDistance=False, useImageSpacing=True
+        )
+        distances[..., number] = warped(distance, 0.0 if number == 0 else -1e3)
+    return warped(SimpleITK.GetImageFromArray(image), 0.0), distances.argmax(-1)
+
+
+def prepared_study() -> PreparedStudy:
+    """A generated study as the prepared folder keeps it, on the grid of the `paper` recipe."""
+    phantom = make_phantom(0, 0, WORKING_GRID, WORKING_SPACING)
+    scheme, box = SCHEMES["zones4"], bounding_box(phantom.label.array > 0)
+    assert box is not None
+    ends = np.array([[part.start, part.stop - 1] for part in box])
+    margin = np.ceil(MARGIN_MM / np.array(WORKING_SPACING)).astype(int)
+    gland = phantom.label.to_lps(ends.mean(axis=1))
+    values = crop_pad(phantom.label, gland, ends[:, 1] - ends[:, 0] + 1 + 2 * margin)
+    seen = (slice(0, WORKING_GRID[0]), slice(0, WORKING_GRID[1]), slice(0, WORKING_GRID[2]))
+    sdf = signed_distances(values.array, scheme.foreground, WORKING_SPACING)
+    label = PreparedLabel(values, sdf, seen, scheme, phantom.label, phantom.label, {})
+    center = phantom.label.to_lps((np.array(WORKING_GRID) - 1) / 2)
+    image = phantom.image.with_array(phantom.image.array[None].astype(np.float16))
+    return PreparedStudy(image, (True,), phantom.label, center, center, "volume", label)
+
+
 def fastest(forms: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Seconds of the fastest round of each form; the forms take turns."""
     seconds = dict.fromkeys(forms, float("inf"))
@@ -179,6 +241,35 @@ def compare_cleaning(rounds: int) -> dict[str, Any]:
     return {"case": f"post-processing, {WORKING_GRID}", "agreement": agreement, **seconds}
 
 
+def compare_crops(rounds: int) -> dict[str, Any]:
+    """Both forms of a training crop: nearly the same labels, then timed."""
+    study = prepared_study()
+    assert study.label is not None
+    image = study.image.array[0].astype(np.float32)
+    label = study.label.reference.array
+    warp = draw_warps(Draw(0), [0], ViewsSection(), (6.0, 4.0, 4.0))[0]
+    own, (warped, classes) = warp_crop(study, warp, WORKING_GRID), public_crop(image, label, warp)
+    seen = own.sets.numpy() != 0b11111
+    agreement = float(((1 << classes) == own.sets.numpy())[seen].mean())
+    assert agreement >= CROP_AGREEMENT, f"only {agreement:.4%} of the voxels agree"
+    near = np.abs(own.image[0].numpy() - warped) < 2e-2
+    assert near[seen].mean() > BORDER_ASIDE, "the images differ"
+
+    def crop() -> Crop:
+        return warp_crop(study, warp, WORKING_GRID)
+
+    def label_only() -> Crop:
+        return warp_crop(study, warp, WORKING_GRID, distances=False)
+
+    forms = {
+        "public": lambda: public_crop(image, label, warp),
+        "own": label_only,
+        "own_with_distances": crop,
+    }
+    seconds = fastest(forms, rounds)
+    return {"case": f"training crop, {WORKING_GRID}", "agreement": agreement, **seconds}
+
+
 def main() -> None:
     """Prints one line a case."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -188,9 +279,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    torch.set_num_threads(1)
     rows = [
         compare_distances(options.slices, options.matrix, options.rounds),
         compare_cleaning(options.rounds),
+        compare_crops(options.rounds),
     ]
     for row in rows:
         row["ratio"] = row["public"] / row["own"]

@@ -36,7 +36,7 @@ def write_sample(folder: Path, seed: int = 0) -> None:
         seed: Key of every draw.
     """
     cases = [(scheme, part) for scheme, part, count in SAMPLE for _ in range(count)]
-    _write(folder, seed, cases)
+    write_cases(folder, seed, cases)
 
 
 def write_dataset(
@@ -56,7 +56,7 @@ def write_dataset(
     unknown = [scheme for scheme in schemes if scheme not in {"zones4", "pz_tz", None}]
     if unknown or not schemes:
         raise ValueError(f"schemes {list(schemes)}: choose among 'zones4', 'pz_tz' and None")
-    _write(out, seed, [(schemes[index % len(schemes)], "") for index in range(n)])
+    write_cases(out, seed, [(schemes[index % len(schemes)], "") for index in range(n)])
 
 
 def is_generated(data: Path) -> bool:
@@ -64,7 +64,15 @@ def is_generated(data: Path) -> bool:
     return (data if data.is_dir() else data.parent).joinpath(TRUTH).is_file()
 
 
-def _write(folder: Path, seed: int, cases: Sequence[tuple[str | None, str]]) -> None:
+def write_cases(folder: Path, seed: int, cases: Sequence[tuple[str | None, str]]) -> None:
+    """Writes generated studies with these labels in these parts.
+
+    Args:
+        folder: Gets ``studies.csv``, the images and labels it names, and ``truth.json``.
+        seed: Key of every draw.
+        cases: Label scheme and part of each study: "train", "validation", "test" or "". Studies
+            of the test part carry a second reader.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, str]] = []
     truth = {}

@@ -192,6 +192,7 @@ class PiradsTask:
         self._novelty: dict[str, ndarray] = {}
         self._dual = isinstance(self.network, DualPathNet)
         self._kind = {row: kind for kind, rows in enumerate(self.rows) for row in rows}
+        self._four_zones = schemes[self.rows.labelled[0]] == FOUR_ZONES
 
     def epochs(self) -> int:
         """Number of epochs."""
@@ -207,18 +208,20 @@ class PiradsTask:
         size = self.config.train.batch
         parts = [order[start : start + size] for start in range(0, len(order), size)]
         with_partial, with_unlabelled = self._kinds(epoch)
-        wanted = self.config.objective.partial.per_step if with_partial else 0
-        partial = self._in_turn(self.rows.partial, draw.of("partial"), wanted * len(parts))
-        counts = [len(part) if with_unlabelled else 0 for part in parts]
-        unlabelled = self._in_turn(self.rows.unlabelled, draw.of("unlabelled"), sum(counts))
-        batches = []
-        for k, (part, end) in enumerate(zip(parts, accumulate(counts), strict=True)):
-            more = [
-                partial[k * wanted : (k + 1) * wanted],
-                unlabelled[end - counts[k] : end],
-            ]
-            batches.append(_interleaved(part, *more))
-        return batches
+        settings = self.config.objective
+        partial = self._in_turn(
+            self.rows.partial,
+            draw.of("partial"),
+            len(parts),
+            settings.partial.per_step if with_partial else 0,
+        )
+        unlabelled = self._in_turn(
+            self.rows.unlabelled,
+            draw.of("unlabelled"),
+            len(parts),
+            settings.co.per_step if with_unlabelled else 0,
+        )
+        return [_interleaved(*kinds) for kinds in zip(parts, partial, unlabelled, strict=True)]
 
     def load(self, items: Sequence[int], epoch: int, draw: Draw) -> Batch:
         """Crops of studies, warped and varied."""
@@ -226,7 +229,7 @@ class PiradsTask:
         ids = sorted(items, key=lambda item: kind[item])
         counts = [sum(kind[item] == k for item in ids) for k in range(len(Rows._fields))]
         views, tasks = self.config.views, self.config.objective.tasks
-        distances = self._dual and bool(tasks.sdf)
+        distances = self._dual and bool(tasks.sdf) and self._four_zones
         warps = draw_warps(draw.of("warp"), ids, views, self.config.data.crop.jitter_mm)
         crops = [
             warp_crop(self._study(item), warp, self._size, distances=distances)
@@ -242,12 +245,14 @@ class PiradsTask:
             vary_intensities(x, draw.of(view), ids, views, inside=inside, rician=rician)
             for view in (("view-a", "view-b") if self._two_views() else ("view-a",))
         ]
-        sdf = [crop.sdf for crop in crops[: counts[0]] if crop.sdf is not None]
+        # a process without labelled crops still has a part in the sums
+        sdf = [crop.sdf[None] for crop in crops[: counts[0]] if crop.sdf is not None]
+        sdf.append(x.new_zeros(0, len(ZONES) - 1, *self._size))
         return Batch(
             seen[0],
             seen[1] if len(seen) > 1 else None,
             torch.stack([crop.sets for crop in crops]),
-            torch.stack(sdf) if distances and sdf and len(sdf) == counts[0] else None,
+            torch.cat(sdf) if distances else None,
             hidden_blocks(draw, ids, self._size) if self._dual and tasks.reconstruct else None,
             (counts[0], counts[1], counts[2]),
             self._kinds(epoch),
@@ -301,9 +306,8 @@ class PiradsTask:
 
     def artifacts(self) -> dict[str, Artifact]:
         """What was trained on."""
-        schemes = self.prepared.index["scheme"]
         notes = []
-        if schemes[self.rows.labelled[0]] != FOUR_ZONES:
+        if not self._four_zones:
             notes.append("no training study has four zones: DPU and AFS cannot be learned")
         counts = dict(zip(Rows._fields, map(len, self.rows), strict=True))
         training = {**counts, "epochs": self.epochs(), "notes": notes}
@@ -358,13 +362,12 @@ class PiradsTask:
             self.stage == SECOND_STAGE and self._dual and co.weight > 0 and co.views == "intensity"
         )
 
-    def _in_turn(self, rows: Sequence[int], draw: Draw, count: int) -> list[int]:
-        """So many items: all rows in a keyed order, again and again."""
-        if not rows:
-            return []
+    def _in_turn(self, rows: Sequence[int], draw: Draw, steps: int, each: int) -> list[list[int]]:
+        """So many items for each step: all rows in a keyed order, again and again."""
         order = draw.permutation(rows).tolist()
-        height = self.prepared.index.height
-        return [order[k % len(rows)] + height * (k // len(rows)) for k in range(count)]
+        n, height = len(rows), self.prepared.index.height
+        places = [range(step * each, (step + 1) * each) for step in range(steps)]
+        return [[order[k % n] + height * (k // n) for k in part] for part in places]
 
 
 def optimizer(net: nn.Module, config: PiradsConfig) -> Optimizer:

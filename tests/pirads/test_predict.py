@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +12,7 @@ import polars as pl
 import pydicom
 import pytest
 from tests.pirads.reading_network import CONFIG, Fitted, Reader, use_readers
-from tests.pirads.volumes import write_dicom, write_manifest, write_nifti
+from tests.pirads.volumes import real_data, write_dicom, write_manifest, write_nifti
 
 from diptych.config import merge
 from diptych_pirads.geometry import Volume, reorient_lps, to_grid
@@ -190,6 +192,45 @@ def test_a_dicom_series_gives_a_coded_segmentation_and_no_other_file_names_the_p
         to_grid(label.volume, reorient_lps(made), "label").array,
         reorient_lps(read_volume(tmp_path / "out" / "series_zones.nii.gz")).array,
     )
-    for path in (tmp_path / "out").iterdir():
-        if path.suffix != ".dcm":
-            assert b"Test^Phantom" not in path.read_bytes()
+    assert not said(tmp_path / "out", "Test^Phantom")
+
+
+def said(folder: Path, *words: str) -> list[str]:
+    """Files but DICOM segmentations whose content, unpacked, holds one of the words."""
+    found = []
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        elif path.suffix == ".parquet":
+            content = pl.read_parquet(path).write_csv().encode()
+        if path.suffix != ".dcm" and any(word.encode() in content for word in words):
+            found.append(path.name)
+    return found
+
+
+@pytest.mark.data
+def test_no_field_of_a_real_header_that_identifies_reaches_a_file(tmp_path: Path) -> None:
+    data = real_data()
+    with zipfile.ZipFile(data / "dicom_small" / "t2_tra.zip") as archive:
+        archive.extractall(tmp_path / "series")
+    folder = next(path.parent for path in sorted((tmp_path / "series").rglob("*.dcm")))
+    meta = data / "picai" / "bpmri" / "10000_1000000_adc.mha"
+    sources = {"dicom": folder, "meta": meta}
+    assert b"073Y" in meta.read_bytes()
+    asked = merge(CONFIG, {"predict": {"dicom_seg": True, "prob": True}})
+    for name, source in sources.items():
+        findings = predict(asked, Fitted(Reader()), source, tmp_path / name)
+        assert not findings.errors
+        assert "W119" in [one.code for one in findings.warnings]
+        assert not said(tmp_path / name, "Test^Phantom", "19400101", "073Y")
+    assert (tmp_path / "dicom" / f"{folder.name}_seg.dcm").is_file()
+
+
+def test_a_mask_without_lesion_is_said(tmp_path: Path) -> None:
+    made = write_study(tmp_path, 3)
+    write_nifti(tmp_path / "none.nii.gz", made.label.array * 0, made.label.affine)
+    asked = merge(CONFIG, {"predict.lesions": tmp_path / "none.nii.gz"})
+    findings = predict(asked, Fitted(Reader()), tmp_path / "p3.nii.gz", tmp_path / "out")
+    assert ("I109", "none.nii.gz") in [(one.code, one.where) for one in findings]
+    assert not (tmp_path / "out" / "lesions.parquet").exists()

@@ -170,10 +170,14 @@ def predict_study(segmenter: Segmenter, study: Study, name: str) -> Zones:
         words = f"farther from the training studies than {percentile:.0f} % of them are"
         fix = "look at the outlines: treatment, coil or field strength may be new to the model"
         findings.append(Finding("warning", "W123", where, words, fix))
+    if mask is not None and not mask.array.any():
+        words, fix = "the mask holds no lesion", "nothing, or give the right file"
+        assert study.lesions is not None
+        findings.append(Finding("note", "I109", study.name_of(study.lesions), words, fix))
     reasons = review_reasons(found, bool(sizes))
     row = {
         "study": name,
-        "subject": study.subject,
+        "subject": name if study.subject == t2.name else study.subject,
         **{f"{zone}_ml": millilitres for zone, millilitres in volumes.items()},
         "ellipsoid_ml": ellipsoid_volume(found.zones),
         "psa_ng_ml": _known(study.psa),
@@ -206,11 +210,12 @@ def review_reasons(found: Segmentation, unusual_volume: bool) -> list[str]:
         found: What the network says.
         unusual_volume: Whether gland or PZ have a volume that prostates rarely have (W121).
     """
-    reasons = [
-        f"the paths disagree about {zone.upper()} (1 - Dice {value:.2f})"
-        for zone, value in found.disagreement.items()
-        if value > DISAGREEMENT_FLAG or math.isnan(value)
-    ]
+    reasons = []
+    for zone, value in found.disagreement.items():
+        if math.isnan(value):
+            reasons.append(f"neither path is sure of any {zone.upper()}")
+        elif value > DISAGREEMENT_FLAG:
+            reasons.append(f"the paths disagree about {zone.upper()} (1 - Dice {value:.2f})")
     if unusual_volume:
         reasons.append("unusual volume")
     if found.components != 1:
@@ -267,7 +272,10 @@ def _warnings(zones: Zones) -> list[str]:
 
 def _measures(zones: Zones) -> list[str]:
     row = zones.row
-    lines = [f"{zone.upper()}: {ml:.1f} mL" for zone, ml in zones.volumes.items()]
+    lines = [
+        f"{zone if zone == 'gland' else zone.upper()}: {ml:.1f} mL"
+        for zone, ml in zones.volumes.items()
+    ]
     lines.append(f"ellipsoid: {row['ellipsoid_ml']:.1f} mL")
     if row["psa_density_ng_ml2"] is not None:
         high = " (raised)" if row["psa_density_raised"] else ""

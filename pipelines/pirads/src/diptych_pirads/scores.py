@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy import ndarray
 
 from diptych_pirads.config import PiradsEvaluateSection
 from diptych_pirads.geometry import Volume, crop_pad
@@ -135,7 +136,7 @@ def long_table(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema).with_columns(pl.col("value").fill_nan(None))
 
 
-def classes_of(label: PreparedLabel) -> np.ndarray | None:
+def classes_of(label: PreparedLabel) -> ndarray | None:
     """Class numbers of a label's values; None where it does not tell PZ from the rest.
 
     Returns:
@@ -148,4 +149,5 @@ def classes_of(label: PreparedLabel) -> np.ndarray | None:
     table = np.zeros(256, np.uint8)
     for value, allowed in scheme.allowed.items():
         table[value] = min(allowed)
-    return table[label.values.array]
+    classes: ndarray = table[label.values.array]
+    return classes

@@ -88,7 +88,8 @@ def _rows(index: pl.DataFrame, part_of: Mapping[str, str]) -> Split:
         part = part_of.get(subject, "" if subject in labelled else "train")
         if part and (part == "train" or scheme is not None):
             parts[part].append(row)
-    return Split(*(as_rows(parts[part]) for part in PARTS))
+    train, validation, test = (as_rows(parts[part]) for part in PARTS)
+    return Split(train, validation, test)
 
 
 def _dealt(

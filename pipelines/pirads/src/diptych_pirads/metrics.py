@@ -75,7 +75,7 @@ class SurfaceDistances:
 
 
 def dice(a: Mask, b: Mask) -> float:
-    """Dice coefficient 2|A and B| / (|A| + |B|).
+    """Dice coefficient ``2|A and B| / (|A| + |B|)``.
 
     Args:
         a: (z, y, x).

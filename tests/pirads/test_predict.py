@@ -104,6 +104,15 @@ def test_the_good_studies_of_a_manifest_are_written_and_the_bad_ones_named(tmp_p
     ]
 
 
+def test_every_image_of_a_folder_is_a_study(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in (1, 2):
+        write_study(tmp_path / "images", number)
+    assert not predict(CONFIG, Fitted(Reader()), tmp_path / "images", tmp_path / "out").errors
+    table = pl.read_parquet(tmp_path / "out" / "zones.parquet")
+    assert table.select("study", "subject").rows() == [("p1", "p1"), ("p2", "p2")]
+
+
 def test_nothing_is_written_where_every_study_is_bad(tmp_path: Path) -> None:
     (tmp_path / "bad.nii.gz").write_bytes(b"no image")
     findings = predict(CONFIG, Fitted(Reader()), tmp_path / "bad.nii.gz", tmp_path / "out")

@@ -67,20 +67,32 @@ def locate(path: Path) -> tuple[list[Study], list[Finding]]:
     """The studies behind what the user points at.
 
     Args:
-        path: A manifest (CSV or parquet), a folder that holds `studies.csv`, one image file, or a
-            folder of DICOM files.
+        path: A manifest (CSV or parquet), a folder that holds `studies.csv`, one image file, a
+            folder of image files, each a T2-weighted series, or a folder of DICOM files.
 
     Returns:
         The studies, and findings E100 about the manifest.
     """
     if path.is_dir() and (path / MANIFEST).is_file():
         path = path / MANIFEST
+    images = _images_in(path) if path.is_dir() else []
+    if images:
+        return [Study(image.name, image.name, {"t2": image}) for image in images], []
     if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
         return read_manifest(path)
     if path.is_dir() or path.name.lower().endswith(SUFFIXES):
         return [Study(path.name, path.name, {"t2": path})], []
     found = "no manifest, image or DICOM folder" if path.exists() else "there is nothing here"
     return [], [_wrong(path.name, found, f"give {MANIFEST}, an image or a folder of DICOM files")]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Image files that lie directly in a folder, hidden ones apart."""
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
+    )
 
 
 def read_manifest(path: Path) -> tuple[list[Study], list[Finding]]:

@@ -109,8 +109,8 @@ def predict(config: PiradsConfig, trained: Trained, source: Path, out: Path) -> 
     Args:
         config: The run's configuration with the values of this call.
         trained: The run's fits.
-        source: A T2-weighted image, a folder of its DICOM files, or a manifest `studies.csv`
-            (its labels are not looked at).
+        source: A T2-weighted image or a folder of such, a folder of DICOM files, or a manifest
+            `studies.csv` (its labels are not looked at).
         out: Folder for ``<study>_zones.nii.gz``, ``<study>.png``, where asked for
             ``<study>_prob.nii.gz`` and ``<study>_seg.dcm``, and for ``zones.parquet`` and
             ``lesions.parquet``. It is not made where no study can be segmented.

@@ -24,6 +24,7 @@ COLOURS = {"pz": "#4db8ff", "tz": "#ffa14a", "dpu": "#ffe45c", "afs": "#6ee07a"}
 INK, SOFT = "#1f2430", "#6b7280"
 MARGIN_MM = 12.0  # around the gland
 BRIGHTEST = 255
+SHOWN_FROM = 0.1  # differences of probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +187,7 @@ def draw_difference(axes: Axes, case: Case, z: int) -> Any:
     _plain(axes)
     axes.imshow(case.image[z, rows, columns], cmap="gray", aspect=aspect)
     seen = case.difference[z, rows, columns] / BRIGHTEST
-    masked = np.ma.masked_less(seen, 0.05)
+    masked = np.ma.masked_less(seen, SHOWN_FROM)
     return axes.imshow(masked, cmap="inferno", vmin=0, vmax=1, alpha=0.85, aspect=aspect)
 
 

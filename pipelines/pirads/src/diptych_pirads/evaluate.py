@@ -24,7 +24,7 @@ from diptych.progress import progress
 from diptych_pirads.baselines import BoxAtlas, MeanShape
 from diptych_pirads.cases import case_of, to_arrays
 from diptych_pirads.config import PiradsConfig
-from diptych_pirads.geometry import Volume, bounding_box, crop_pad, to_grid
+from diptych_pirads.geometry import Volume, bounding_box, to_grid
 from diptych_pirads.infer import Segmentation, segment, zones_on_original
 from diptych_pirads.plan import is_scored
 from diptych_pirads.prepare import PreparedStudy
@@ -107,7 +107,7 @@ def evaluate(config: PiradsConfig, prepared: Prepared, trained: Trained) -> Eval
             scored.add(scores, place)
             if fit.method:
                 continue
-            found[row] = _located(one, seen)
+            found[row] = _gland_box(one, seen)
             between = score_readers(prepared, row, form)
             for reader, values in between.items():
                 scored.add({reader: values}, {**place, "method": reader}, READERS)
@@ -138,9 +138,9 @@ def evaluate_baseline(
     """Scores of a baseline that looks at no image, on the splits of the network.
 
     Args:
-        name: "mean_shape": class frequencies around the middle of the network's crop.
-            "box_atlas": frequencies within the box of the gland that the network found, and in the
-            table "reference box" within that of the label.
+        name: "mean_shape": class frequencies around the middle of the series, or of what three
+            series share; no image is looked at. "box_atlas": frequencies within the box of the
+            gland that the network found, and in the table "reference box" within the label's.
         config: The run's configuration.
         prepared: The data.
         trained: Finished fits of the network.
@@ -157,15 +157,17 @@ def evaluate_baseline(
         if fitted is None:
             continue
         artifacts[fit.name] = {"shape": _state(fitted)}
-        found = _recall(prepared, own, fit, trained)
+        glands = _recall(prepared, own, fit, trained) if isinstance(fitted, BoxAtlas) else {}
         for row in _labelled(prepared, fit.split.test):
             one = study(prepared, row)
             place = _place(prepared, row, name, fit)
-            zones = _zones(fitted, one, found[row], own)
+            if isinstance(fitted, MeanShape):
+                zones = _mean_zones(fitted, one, own)
+            else:
+                told = _boxed_zones(fitted, one, _drawn_box(one), own)
+                scored.add(score_study(prepared, row, told, form), place, REFERENCE_BOX)
+                zones = _boxed_zones(fitted, one, glands[row], own)
             scored.add(score_study(prepared, row, zones, form), place)
-            if isinstance(fitted, BoxAtlas):
-                zones = _zones(fitted, one, _told(one, found[row]), own)
-                scored.add(score_study(prepared, row, zones, form), place, REFERENCE_BOX)
     notes = () if artifacts else (f"{name}: no training label tells PZ from TZ; not scored.",)
     return scored.evaluation(
         artifacts={name: artifacts} if artifacts else {},
@@ -208,29 +210,29 @@ def _certainty(seen: Segmentation) -> dict[str, Any]:
     return {**volumes, **apart, "entropy": seen.entropy, "components": seen.components}
 
 
-# Where the network put its crop and found the gland: baselines start from there.
+# Where the network found the gland: the box atlas starts from there.
 
 
-def _located(one: PreparedStudy, seen: Segmentation) -> ndarray:
-    """(3, 3): middle of the crop in LPS mm; first and one past the last voxel of the gland."""
-    gland = to_grid(seen.zones, Volume(one.image.array[0], one.image.affine), "label").array > 0
-    return np.stack([seen.center, *_ends(gland)])
+def _gland_box(one: PreparedStudy, seen: Segmentation) -> ndarray:
+    """(2, 3): first and one past the last voxel of the gland on the working grid, or NaN."""
+    grid = Volume(one.image.array[0], one.image.affine)
+    return _ends(to_grid(seen.zones, grid, "label").array > 0)
 
 
-def _ends(gland: ndarray) -> tuple[list[float], list[float]]:
-    box = bounding_box(gland)
-    if box is None:
-        return [np.nan] * 3, [np.nan] * 3
-    return [float(part.start) for part in box], [float(part.stop) for part in box]
-
-
-def _told(one: PreparedStudy, found: ndarray) -> ndarray:
-    """The same with the box of the gland as the reader has it."""
+def _drawn_box(one: PreparedStudy) -> ndarray:
+    """The same of the gland as the reader has it."""
     assert one.label is not None
     values = one.label.values
     gland = values.with_array(np.isin(values.array, one.label.scheme.foreground).astype(np.uint8))
     grid = Volume(one.image.array[0], one.image.affine)
-    return np.stack([found[0], *_ends(to_grid(gland, grid, "label").array > 0)])
+    return _ends(to_grid(gland, grid, "label").array > 0)
+
+
+def _ends(gland: ndarray) -> ndarray:
+    box = bounding_box(gland)
+    if box is None:
+        return np.full((2, 3), np.nan)
+    return np.array([[part.start for part in box], [part.stop for part in box]], float)
 
 
 def _remember(
@@ -253,7 +255,7 @@ def _recall(
     def compute() -> ndarray:
         facts = trained.facts(fit.name)
         studies = (study(prepared, row) for row in rows)
-        return np.stack([_located(one, segment(network, one, config, facts)) for one in studies])
+        return np.stack([_gland_box(one, segment(network, one, config, facts)) for one in studies])
 
     known = prepared.cache("glands", _key(config, fit, network), compute)
     return dict(zip(rows, known, strict=True))
@@ -288,7 +290,7 @@ def _fitted(
         if one.label is not None and classes is not None:
             labels.append(classes)
             spacings.append(one.label.values.spacing)
-            centers.append(tuple(one.label.values.to_index(one.training_center)))
+            centers.append(tuple(one.label.values.to_index(one.center)))
     if not labels:
         return None
     if name == "mean_shape":
@@ -310,19 +312,21 @@ def _restored(name: str, state: Mapping[str, ndarray]) -> MeanShape | BoxAtlas:
     return MeanShape(state["frequencies"], (z, y, x))
 
 
-def _zones(
-    fitted: MeanShape | BoxAtlas, one: PreparedStudy, found: ndarray, config: PiradsConfig
-) -> Volume:
-    """A baseline's zones on the original grid, cleaned and brought there as the network's are."""
+def _mean_zones(fitted: MeanShape, one: PreparedStudy, config: PiradsConfig) -> Volume:
+    """The mean shape on the original grid, cleaned and brought there as the network's zones are."""
     grid = Volume(one.image.array[0], one.image.affine)
-    center, first, last = found
-    if isinstance(fitted, MeanShape):
-        crop = crop_pad(grid, center, config.data.geometry.size)
-        prob = fitted.predict(crop.size, crop.spacing, tuple(crop.to_index(center)))
-        return zones_on_original(crop.with_array(prob), one.original, config)
+    prob = fitted.predict(grid.size, grid.spacing, tuple(grid.to_index(one.center)))
+    return zones_on_original(grid.with_array(prob), one.original, config)
+
+
+def _boxed_zones(
+    fitted: BoxAtlas, one: PreparedStudy, box: ndarray, config: PiradsConfig
+) -> Volume:
+    """The same for the atlas, stretched to a box."""
+    grid = Volume(one.image.array[0], one.image.affine)
     gland = np.zeros(grid.size, bool)
-    if np.isfinite(first).all():
-        z, y, x = (slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    if np.isfinite(box).all():
+        z, y, x = (slice(int(a), int(b)) for a, b in zip(*box, strict=True))
         gland[z, y, x] = True
     return zones_on_original(grid.with_array(fitted.predict(gland)), one.original, config)
 

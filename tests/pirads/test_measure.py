@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from tests.pirads.masks import picai
 from tests.pirads.volumes import affine, two_zones, write_nifti
 
+from diptych import installed
+from diptych.cli import run
 from diptych.errors import DataError, UsageError
 from diptych_pirads.measure import measure, measure_pair
 from diptych_pirads.verbs import MeasureOptions
@@ -78,6 +81,15 @@ def test_masks_of_different_places_are_refused(tmp_path: Path) -> None:
         measure_pair(a, b, MeasureOptions(pred=a, ref=b))
     with pytest.raises(UsageError, match="does not exist"):
         measure(None, None, MeasureOptions(pred=tmp_path / "none", ref=b))
+
+
+def test_an_unknown_scheme_is_a_wrong_option(capsys: pytest.CaptureFixture[str]) -> None:
+    point = EntryPoint("pirads", "diptych_pirads.pipeline:PIPELINE", installed.GROUP)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(installed, "points", lambda: {"pirads": point})
+        words = ["pirads", "measure", "--pred", "a.nii", "--ref", "b.nii", "--scheme", "pztz"]
+        assert run(words) == 2
+    assert "--scheme" in capsys.readouterr().err
 
 
 @pytest.mark.data

@@ -9,14 +9,18 @@ from pydantic import Field
 
 from diptych.config import Section
 
+OneFile = Literal["auto", "zones4", "pz_tz", "msd05", "prostate158", "gland", "prostatezones"]
+
 
 class MeasureOptions(Section):
     """What is measured against what."""
 
     pred: Path = Field(description="Label file, or folder of label files.")
     ref: Path = Field(description="The same of the reference; files of a folder by equal names.")
-    scheme: str = Field("auto", description="What the reference's values mean: zones4, pz_tz ...")
-    pred_scheme: str = Field("auto", description="What those of --pred mean.")
+    scheme: OneFile = Field(
+        "auto", description="What the reference's values mean: zones4, pz_tz, prostate158, gland."
+    )
+    pred_scheme: OneFile = Field("auto", description="What those of --pred mean.")
     surface: Literal["erosion6", "contour26", "uats_voxel"] = Field(
         "erosion6", description="Surface of a zone."
     )

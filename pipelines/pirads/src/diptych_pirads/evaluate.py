@@ -243,7 +243,9 @@ def _remember(
     found: Mapping[int, ndarray],
 ) -> None:
     if found:
-        prepared.cache("glands", _key(config, fit, network), lambda: np.stack([*found.values()]))
+        prepared.cache(
+            "gland-boxes", _key(config, fit, network), lambda: np.stack([*found.values()])
+        )
 
 
 def _recall(
@@ -257,7 +259,7 @@ def _recall(
         studies = (study(prepared, row) for row in rows)
         return np.stack([_gland_box(one, segment(network, one, config, facts)) for one in studies])
 
-    known = prepared.cache("glands", _key(config, fit, network), compute)
+    known = prepared.cache("gland-boxes", _key(config, fit, network), compute)
     return dict(zip(rows, known, strict=True))
 
 

@@ -36,8 +36,8 @@ COMMON = [
     "data.geometry.spacing=[3.0, 1.5, 1.5]",
     "data.geometry.size=[16, 48, 48]",
     "data.crop.jitter_mm=[3.0, 4.0, 4.0]",
-    "train.epochs=18",
-    "stages={stage-2: {train.epochs: 12}}",
+    "train.epochs=16",
+    "stages={stage-2: {train.epochs: 10}}",
     "objective.co.per_step=1",
     "predict.passes=1",  # the grid holds the whole image
     "run.threads=1",
@@ -46,7 +46,7 @@ COMMON = [
 # Arm -> what differs. The first carries the baselines that look at no image.
 ARMS: dict[str, list[str]] = {
     "full": ["evaluate.baselines=[mean_shape, box_atlas]"],
-    "single": ["model.name=aniso", "train.stages=[stage-1]", "train.epochs=30"],
+    "single": ["model.name=aniso", "train.stages=[stage-1]", "train.epochs=26"],
     "dual": ["objective.co.weight=0"],
     "separate": ["model.share=none"],
     "four_zones": ["objective.partial.weight=0"],

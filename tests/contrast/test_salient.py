@@ -205,7 +205,7 @@ C, S, Y = torch.ones(2, 4, 3), torch.ones(2, 4, 2), torch.tensor([0, 1, 0, 1])
         (lambda: dc.sep_clr(C, S, Y, return_info=True), "return_info", "is given"),
         (lambda: dc.joint_entropy(C[0], S[0, :2]), "s", "has 2 rows"),
         (lambda: dc.joint_entropy(C[0], S[0], 0.0), "t", "is 0.0"),
-        (lambda: dc.sup_alignment(C[0], S[0]), "y", "has 2 dimensions"),
+        (lambda: dc.sup_alignment(C[0], S[0]), "y", "has shape (4, 2)"),
         (lambda: dc.sup_alignment(S[0, :1], S[0, :1]), "s", "has shape (1, 2)"),
         (lambda: testing.salient(1, 0), "n", "is 1"),
     ],

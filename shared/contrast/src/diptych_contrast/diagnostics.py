@@ -47,15 +47,12 @@ def alignment(
     Returns:
         0-dim tensor with gradient; the gradient of a pair at distance 0 is 0.
 
-    Raises:
-        ContrastInputError: Shapes that differ, no rows, ``alpha`` not above 0.
-
     Example:
         >>> alignment(torch.eye(4), torch.eye(4)).item()
         0.0
     """
     check_pair("alignment", x=x, y=y)
-    check_positive("alignment", "alpha", alpha)
+    check_positive("alignment", alpha=alpha)
     squared = (_prepared(x, normalize) - _prepared(y, normalize)).square().sum(1)
     if alpha == 2:
         return squared.mean()
@@ -79,15 +76,12 @@ def uniformity(
     Returns:
         0-dim tensor with gradient.
 
-    Raises:
-        ContrastInputError: Fewer than two rows, ``t`` not above 0.
-
     Example:
         >>> uniformity(torch.ones(5, 3)).abs().item() < 1e-5
         True
     """
     check_rows("uniformity", "x", x, at_least=2)
-    check_positive("uniformity", "t", t)
+    check_positive("uniformity", t=t)
     rows = _prepared(x, normalize)
     norms = -t * rows.square().sum(1)
     potentials = pair_lse(rows, None, 2 * t, row_bias=norms, symmetric=True)
@@ -107,9 +101,6 @@ def rank_me(z: Float[Tensor, "n d"]) -> float:
     Returns:
         The smooth rank; 1 for a matrix of zeros.
 
-    Raises:
-        ContrastInputError: No rows, or values that are not finite.
-
     Example:
         >>> round(rank_me(torch.eye(8)), 3)
         8.0
@@ -127,9 +118,6 @@ def effective_rank(z: Float[Tensor, "n d"]) -> float:
 
     Returns:
         The effective rank, in [1, min(n, d)]; 1 where all rows are equal.
-
-    Raises:
-        ContrastInputError: No rows, or values that are not finite.
     """
     return _entropy_rank(_spectrum("effective_rank", z, centre=True).sqrt(), 0.0)
 
@@ -146,18 +134,12 @@ def alpha_req(z: Float[Tensor, "n d"]) -> float:
     Returns:
         The exponent, positive for a falling spectrum; ``inf`` where the spectrum ends (fewer than
         two eigenvalues above rounding in the range).
-
-    Raises:
-        ContrastInputError: Fewer than 12 dimensions, no rows, or values that are not finite.
     """
     spectrum = _spectrum("alpha_req", z, centre=True)
     if z.shape[1] < 12:
-        raise ContrastInputError(
-            "alpha_req",
-            "z",
-            f"has {z.shape[1]} dimensions",
-            "pass at least 12, so that indices 5 to d/2 hold two eigenvalues",
-        )
+        found = f"has {z.shape[1]} dimensions"
+        fix = "pass at least 12, so that indices 5 to d/2 hold two eigenvalues"
+        raise ContrastInputError("alpha_req", "z", found, fix)
     values = spectrum[4 : z.shape[1] // 2].cpu().numpy()
     index = np.arange(5, 5 + len(values))[values > 0]
     if len(index) < 2:
@@ -174,9 +156,6 @@ def nesum(z: Float[Tensor, "n d"]) -> float:
     Returns:
         A number in [1, d]: 1 for a single direction, d for whitened features; 0 where all rows
         are equal.
-
-    Raises:
-        ContrastInputError: No rows, or values that are not finite.
     """
     spectrum = _spectrum("nesum", z, centre=True)
     largest = float(spectrum[0])
@@ -192,9 +171,6 @@ def tolerance(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
 
     Returns:
         A number in [-1, 1]; 0 with a `ContrastWarning` if no two rows share a label.
-
-    Raises:
-        ContrastInputError: Labels that are not one integer a row.
     """
     check_rows("tolerance", "z", z)
     check_integers("tolerance", "labels", labels, z.shape[0])
@@ -217,9 +193,6 @@ def modality_gap(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
 
     Returns:
         A number in [0, 2]; 0 where the means coincide.
-
-    Raises:
-        ContrastInputError: Unlike dimensions, or no rows.
     """
     check_dimension("modality_gap", x=x, y=y)
     means = [unit_rows(each.detach()).mean(0) for each in (x, y)]
@@ -256,9 +229,6 @@ def positive_negative_scores(
 
     Returns:
         Mean and population variance of both kinds, and their histograms.
-
-    Raises:
-        ContrastInputError: Unlike shapes, no negative pair, ids that are not one integer a row.
     """
     check_pair("positive_negative_scores", x=x, y=y)
     count = x.shape[0]
@@ -266,12 +236,8 @@ def positive_negative_scores(
     check_integers("positive_negative_scores", "ids", ids, count)
     n_positive = int(torch.unique(ids, return_counts=True)[1].square().sum())
     if n_positive == count * count:
-        raise ContrastInputError(
-            "positive_negative_scores",
-            "ids",
-            "makes every pair a positive",
-            "pass at least two samples",
-        )
+        found, fix = "makes every pair a positive", "pass at least two samples"
+        raise ContrastInputError("positive_negative_scores", "ids", found, fix)
     moments = torch.zeros(2, 2, dtype=torch.float64)
     histograms = torch.zeros(2, bins, dtype=torch.float64)
     for rows, scores in _score_blocks(x, y):
@@ -323,12 +289,9 @@ def gradient_balance(
 
     Returns:
         Both norms for every row, and their means.
-
-    Raises:
-        ContrastInputError: Unlike shapes, fewer than two rows, a temperature not above 0.
     """
-    check_pair("gradient_balance", q=q, k=k, at_least=2)
-    check_positive("gradient_balance", "temperature", temperature)
+    check_pair("gradient_balance", 2, q=q, k=k)
+    check_positive("gradient_balance", temperature=temperature)
     keys = unit_rows(k.detach())
     pull, push = [], []
     for rows, scores in _score_blocks(q, k):
@@ -374,9 +337,6 @@ def collapse_report(z: Float[Tensor, "n d"], *, threshold: float = 1e-5) -> Coll
 
     Returns:
         What was found. With no finite row every dimension is dead and the rank is 0.
-
-    Raises:
-        ContrastInputError: Not a matrix of floating-point numbers, or no rows.
 
     Example:
         >>> collapse_report(torch.tensor([[1.0, 0.0], [2.0, 0.0]])).dead_dimensions

@@ -13,7 +13,7 @@ Moments = Float[Tensor, "3"]  # number of pairs, sum and sum of squares of their
 
 @dataclass(frozen=True)
 class PairInfo:
-    """Detached statistics of one loss; scores are before the temperature.
+    """Detached statistics of the rows of this process; scores are before the temperature.
 
     Attributes:
         n_rows: Rows that ask for their positives.
@@ -62,15 +62,17 @@ def moments_between(x: Tensor, y: Tensor) -> Moments:
 
 
 @torch.no_grad()
-def moments_within(z: Tensor, key: Tensor) -> Moments:
-    """Moments of the products of ordered pairs of equal key, each row with itself included."""
-    order = torch.argsort(key, stable=True)
-    _, sizes = torch.unique_consecutive(key[order], return_counts=True)
-    parts = torch.split(z[order], sizes.tolist())
-    total = moments_of(torch.cat([z[:0], *(x for x in parts if len(x) == 1)]).square().sum(1))
-    for part in parts:
-        if len(part) > 1:
-            total = total + moments_between(part, part)
+def moments_matching(x: Tensor, x_key: Tensor, y: Tensor, y_key: Tensor) -> Moments:
+    """Moments of the products of rows of x and y with equal key; a key is a number or a row."""
+    _, key = torch.unique(torch.cat([x_key, y_key]), dim=0, return_inverse=True)
+    sides = []
+    for z, own in ((x, key[: len(x)]), (y, key[len(x) :])):
+        sizes = own.bincount(minlength=int(key.max()) + 1)
+        sides.append(torch.split(z[own.argsort(stable=True)], sizes.tolist()))
+    total = moments_of(x[:0])
+    for a, b in zip(*sides, strict=True):
+        if len(a) and len(b):
+            total = total + moments_between(a, b)
     return total
 
 
@@ -95,13 +97,10 @@ def pair_info(
         zero_rows: Number of zero embeddings.
         positives: Moments of the positives.
         negatives: Moments of the negatives.
-        negative_lse: Log-sum-exp over the negatives of each row, shape (n,).
+        negative_lse: Log-sum-exp over the negatives of each row.
         hits: Rows whose best column is a positive, shape (n,).
-        peak: Largest score of each row, times the scale, shape (n,).
+        peak: Largest score of each row, times the scale.
         scale: ``1/temperature``.
-
-    Returns:
-        The statistics, detached.
     """
     hits = hits if valid is None else hits & valid
     n_valid = scale.new_tensor(rows, dtype=torch.int64) if valid is None else valid.sum()

@@ -69,9 +69,6 @@ def pair_sum(
     Returns:
         Shape (n,).
 
-    Raises:
-        ContrastInputError: An unknown function.
-
     Example:
         >>> pair_sum(torch.zeros(2, 4), torch.ones(3, 4), "exp", PairMask(expr="any")).tolist()
         [3.0, 3.0]

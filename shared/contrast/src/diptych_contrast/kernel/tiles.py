@@ -141,19 +141,13 @@ def default_tile(rows: int = 0, columns: int = 0, itemsize: int = 4) -> int:
 
     Returns:
         Rows and columns of a tile.
-
-    Raises:
-        ContrastInputError: ``DIPTYCH_TILE`` is not a positive whole number.
     """
     wish = os.environ.get("DIPTYCH_TILE")
     if wish is not None:
         if not wish.isdecimal() or int(wish) < 1:
-            raise ContrastInputError(
-                "default_tile",
-                "DIPTYCH_TILE",
-                f"is {wish!r}",
-                "set the environment variable to a positive whole number, such as 512",
-            )
+            found = f"is {wish!r}"
+            fix = "set the environment variable to a positive whole number, such as 512"
+            raise ContrastInputError("default_tile", "DIPTYCH_TILE", found, fix)
         return int(wish)
     if 0 < rows * columns * itemsize <= SINGLE_TILE_BYTES:
         return max(rows, columns)

@@ -15,12 +15,14 @@ from diptych_contrast.common import (
     TemperatureLike,
     read_embeddings,
     read_labels,
+    read_options,
     read_scale,
-    readable,
     reduce_rows,
 )
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import readable
 from diptych_contrast.kernel import log_sums
-from diptych_contrast.rowwise import by_rows, read_local_options, refuse
+from diptych_contrast.rowwise import LOCAL, by_rows
 
 
 def label_guided(
@@ -36,7 +38,7 @@ def label_guided(
 ) -> LossResult:
     """Label-guided contrast of images and texts (arXiv 2412.03957, our reading).
 
-    Rows lose ``log sum_j exp(s_ij / t) - sum_j w_ij s_ij / t / sum_j w_ij``; w is 1 for equal
+    ``log sum_j exp(s_ij / t) - sum_j w_ij s_ij / t / sum_j w_ij``, w 1 for equal
     labels, or the Jaccard index of two label sets. ``inter`` weighs the mean of both directions
     between the modalities, where the own pair always has w = 1, ``intra`` the mean of both
     modalities against themselves.
@@ -58,19 +60,18 @@ def label_guided(
         >>> round(label_guided(z, z, torch.tensor([0, 0, 1, 1]), intra=0.0).exp().item())
         4
     """
-    options = read_local_options("label_guided", common)
+    options = read_options("label_guided", common, *LOCAL)
     named = (
         {"img": img, "txt": txt}
         if real is None
         else {"img": img, "txt": txt, "real": real.detach()}
     )
     x, y, *others = read_embeddings(options, **named).unbind(0)
-    sets = labels.dim() == 2
-    if sets:
-        wrong = len(labels) != len(x) or (readable(labels) and bool((labels * (1 - labels)).any()))
-        found = f"has shape {tuple(labels.shape)}, or values beside 0 and 1"
-        fix = f"pass zeros and ones of shape ({len(x)}, classes)"
-        refuse("label_guided", ("labels", wrong, found, fix))
+    if labels.dim() == 2:
+        if len(labels) != len(x) or (readable(labels) and bool((labels * (1 - labels)).any())):
+            found = f"has shape {tuple(labels.shape)}, or values beside 0 and 1"
+            fix = f"pass zeros and ones of shape ({len(x)}, classes)"
+            raise ContrastInputError("label_guided", "labels", found, fix)
         labels = labels.to(x.dtype)
     else:
         labels = read_labels(options, "labels", labels, x, lowest=-1)

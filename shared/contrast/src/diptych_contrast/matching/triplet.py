@@ -14,14 +14,15 @@ from torch.nn import functional as F
 from diptych_contrast.common import (
     Common,
     LossResult,
-    check_choice,
     read_embeddings,
     read_labels,
-    readable,
+    read_options,
     reduce_rows,
 )
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_choice, check_least, readable
 from diptych_contrast.kernel.normalize import unit_rows
-from diptych_contrast.rowwise import by_rows, read_local_options, refuse
+from diptych_contrast.rowwise import LOCAL, by_rows
 
 
 def triplet(
@@ -35,7 +36,7 @@ def triplet(
 ) -> LossResult:
     """Triplet loss (Schroff et al., 2015; Hermans et al., 2017; Xuan et al., 2020).
 
-    The mean over triplets (a, p, n) of ``[margin + d_ap - d_an]_+``, p of the class of a, n not:
+    ``[margin + d_ap - d_an]_+``, averaged over triplets (a, p, n), p of the class of a, n not:
     ``all`` active ones; the farthest p and nearest n of every a (``hard``); the nearest p and
     nearest n (``easy_positive``); for every pair (a, p) the nearest n with
     ``d_ap < d_an < d_ap + margin``, else the farthest with ``d_an <= d_ap``, else none and a loss
@@ -55,17 +56,15 @@ def triplet(
         >>> round(triplet(z, torch.tensor([0, 0, 1]), 0.5).item(), 4)
         1.2071
     """
-    options = read_local_options("triplet", common)
+    options = read_options("triplet", common, *LOCAL)
     points = read_embeddings(options, z=z)[0]
     labels = read_labels(options, "labels", labels, points, lowest=0)
     check_choice("triplet", "mining", mining, "all", "hard", "semi_hard", "easy_positive")
     check_choice("triplet", "distance", distance, "euclid", "squared", "cosine")
-    single = readable(labels) and not bool((labels != labels[0]).any())
-    refuse(
-        "triplet",
-        ("margin", not 0 <= margin < math.inf, f"is {margin}", "pass a finite number, at least 0"),
-        ("labels", single, "holds a single class", "pass rows of two classes: one has no negative"),
-    )
+    check_least("triplet", 0, margin=margin)
+    if readable(labels) and not bool((labels != labels[0]).any()):
+        fix = "pass rows of two classes: one has no negative"
+        raise ContrastInputError("triplet", "labels", "holds a single class", fix)
     if distance == "cosine" and not options.normalize:
         points = unit_rows(points)
     mine = _MINE[mining, soft if mining == "all" else None]

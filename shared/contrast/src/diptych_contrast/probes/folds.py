@@ -68,12 +68,9 @@ def choose_penalty(
     for position, l2 in enumerate(GRID):
         losses[l2] = held_out_loss(l2)
         if math.isnan(losses[l2]):
-            raise ContrastInputError(
-                function,
-                "l2",
-                "is 'cv', but no fold holds a class that the others hold too",
-                "pass a number, or at least two rows (groups) a class",
-            )
+            found = "is 'cv', but no fold holds a class that the others hold too"
+            fix = "pass a number, or at least two rows (groups) a class"
+            raise ContrastInputError(function, "l2", found, fix)
         if losses[l2] < losses[best]:
             best = l2
         elif position - GRID.index(best) >= 2:
@@ -110,12 +107,8 @@ def deal_folds(
 
 def _check_count(function: str, argument: str, count: int) -> None:
     if count < 2:
-        raise ContrastInputError(
-            function,
-            argument,
-            f"holds {count}, too few for cross-validation",
-            "pass l2 as a number",
-        )
+        found, fix = f"holds {count}, too few for cross-validation", "pass l2 as a number"
+        raise ContrastInputError(function, argument, found, fix)
 
 
 def bootstrap_classes(

@@ -25,7 +25,6 @@ from diptych_contrast.probes.folds import (
     reduce_basis,
     standardise,
 )
-from diptych_contrast.probes.logistic import fit_logistic
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,6 @@ def linear_probe(
         The probe with predictions, accuracy, balanced accuracy (mean recall over the classes of
         the test rows), recall by class, and intervals.
 
-    Raises:
-        ContrastInputError: Unlike dimensions, labels or groups that do not fit, a single class,
-            values that are not finite, too few rows or groups to choose l2.
-
     Example:
         >>> x, y = torch.eye(8), torch.arange(8) % 2
         >>> linear_probe(x, y, x, l2=1e-3, test_y=y).accuracy
@@ -164,9 +159,6 @@ def few_label_probe(
     Returns:
         Accuracy and balanced accuracy of every draw, their means, and the rows that were drawn.
 
-    Raises:
-        ContrastInputError: As `linear_probe`, and for numbers below 1.
-
     Example:
         >>> x, y = torch.eye(8), torch.arange(8) % 2
         >>> len(few_label_probe(x, y, x, y, n_per_class=2, repeats=3).accuracies)
@@ -181,12 +173,9 @@ def few_label_probe(
     labels = y.cpu().numpy()
     member = np.arange(len(labels)) if groups is None else groups.cpu().numpy()
     if int(np.unique(labels, return_counts=True)[1].min()) < n_per_class:
-        warn(
-            "few_label_probe",
-            "n_per_class",
-            "is larger than a class",
-            "all rows of that class are drawn; pass a smaller number",
-        )
+        found = "is larger than a class"
+        fix = "all rows of that class are drawn; pass a smaller number"
+        warn("few_label_probe", "n_per_class", found, fix)
     drawn, plain, balanced = [], [], []
     for repeat in range(repeats):
         source = np.random.default_rng([seed, repeat])
@@ -235,6 +224,46 @@ def _fit(function: str, features: Tensor, y: Tensor, l2: Penalty, groups: Tensor
     theta = fit_logistic(rows, index, len(classes), l2)
     weight = theta[:-1] if basis is None else basis @ theta[:-1]
     return _Fit(classes, weight, theta[-1], l2, losses)
+
+
+def fit_logistic(
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    l2: float,
+    start: Tensor | None = None,
+    tolerance: float = 1e-6,
+) -> Tensor:
+    """Weights (d, classes) and the bias below them that minimise the penalised cross-entropy.
+
+    Stops where no component of the gradient is above ``tolerance``; starts from 0.
+    """
+    n, d = x.shape
+    theta = x.new_zeros(d + 1, classes) if start is None else start.clone()
+    theta.grad = torch.empty_like(theta)
+    onto = torch.arange(n, device=x.device)
+
+    def objective() -> Tensor:
+        weight, slope = theta[:d], theta.grad
+        assert slope is not None
+        logits = torch.addmm(theta[d], x, weight)
+        total = torch.logsumexp(logits, dim=1, keepdim=True)
+        error = (logits - total).exp_()
+        error[onto, y] -= 1
+        torch.addmm(weight, x.T, error, beta=l2, alpha=1 / n, out=slope[:d])
+        slope[d] = error.mean(0)
+        return (total[:, 0] - logits[onto, y]).mean() + l2 / 2 * weight.square().sum()
+
+    torch.optim.LBFGS(
+        [theta],
+        max_iter=100,
+        max_eval=1000,
+        tolerance_grad=tolerance,
+        tolerance_change=1e-15,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+    ).step(objective)  # type: ignore[no-untyped-call]
+    return theta
 
 
 def _choose(

@@ -67,10 +67,6 @@ def ridge_probe(
     Returns:
         The regression, its predictions (one column a target) and, with ``test_y``, its scores.
 
-    Raises:
-        ContrastInputError: Unlike dimensions or rows, values that are not finite, too few rows or
-            groups to choose l2, a penalty not above 0.
-
     Example:
         >>> x = torch.randn(50, 3)
         >>> ridge_probe(x, x[:, 0], x, l2=1e-6, test_y=x[:, 0]).r2[0] > 0.999
@@ -137,12 +133,8 @@ def _columns(argument: str, y: Tensor, count: int, width: int | None = None) -> 
     columns = columns[:, None] if columns.ndim == 1 else columns
     fits = columns.ndim == 2 and columns.shape[0] == count and columns.shape[1] > 0
     if not fits or (width is not None and columns.shape[1] != width):
-        raise ContrastInputError(
-            "ridge_probe",
-            argument,
-            f"has shape {tuple(y.shape)}",
-            f"pass {count} rows with one column a target",
-        )
+        found, fix = f"has shape {tuple(y.shape)}", f"pass {count} rows with one column a target"
+        raise ContrastInputError("ridge_probe", argument, found, fix)
     check_finite("ridge_probe", argument, columns)
     return columns
 

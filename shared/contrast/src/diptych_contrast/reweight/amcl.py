@@ -14,12 +14,14 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     Options,
-    check_choice,
+    read_options,
     read_views,
     reduce_rows,
 )
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_choice
 from diptych_contrast.reweight.cacr import Views
-from diptych_contrast.rowwise import by_rows, read_local_options, refuse
+from diptych_contrast.rowwise import LOCAL, by_rows
 
 
 class PairTemperature(nn.Module):
@@ -57,8 +59,9 @@ class PairTemperature(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("PairTemperature", "kind", kind, "bilinear", "mlp")
-        found = f"is {low}, 'high' is {high}"
-        refuse("PairTemperature", ("low", not 0 < low < high, found, "pass 0 < low < high"))
+        if not 0 < low < high:
+            found, fix = f"is {low}, 'high' is {high}", "pass 0 < low < high"
+            raise ContrastInputError("PairTemperature", "low", found, fix)
         self.dim, self.heads, self.kind, self.low, self.high = dim, heads, kind, low, high
         width = rank if kind == "bilinear" else hidden
         self.width = 1 if kind == "bilinear" else hidden
@@ -98,12 +101,11 @@ def amcl(
     reg: float = 0.1,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Adaptive multi-head contrastive loss (Wang et al., 2023): a temperature for every pair.
+    """Adaptive multi-head contrastive loss, a temperature for every pair (Wang et al., 2023, AMCL).
 
-    The mean over the 2n rows of the sum over heads c of
-    ``log sum_{j != i} exp(s_ij / t_ij) - s_ii' / t_ii'``, plus ``reg`` times the mean over heads
-    and pairs of ``(d/2) log t + 1/t``, whose minimum is at ``t = 2/d``. The authors' code does
-    not run, so there is no parity.
+    ``log sum_{j != i} exp(s_ij / t_ij) - s_ii' / t_ii'``, summed over heads, plus ``reg`` times the
+    mean over heads and pairs of ``(d/2) log t + 1/t``, whose minimum is at ``t = 2/d``. The
+    authors' code does not run, so there is no parity.
 
     Args:
         heads_a: First view through every head, shape (heads, n, d).
@@ -117,14 +119,14 @@ def amcl(
         >>> round(amcl(z, z, PairTemperature(8), reg=0.0).div(3).exp().item())
         7
     """
-    options = read_local_options("amcl", common)
+    options = read_options("amcl", common, *LOCAL)
     first = read_views(options, "heads_a", heads_a)
     second = read_views(options, "heads_b", heads_b)
     expected = (temperature_net.heads, *first.shape[1:-1], temperature_net.dim)
     fix = f"pass shape ({expected[0]}, at least 2 samples as in 'heads_a', {expected[2]})"
     for name, value in (("heads_a", first), ("heads_b", second)):
-        wrong = value.shape != expected or value.shape[1] < 2
-        refuse("amcl", (name, wrong, f"has shape {tuple(value.shape)}", fix))
+        if value.shape != expected or value.shape[1] < 2:
+            raise ContrastInputError("amcl", name, f"has shape {tuple(value.shape)}", fix)
     rows = [
         _amcl_rows(options, temperature_net, head, torch.cat([a, b]), reg)
         for head, (a, b) in enumerate(zip(first, second, strict=True))

@@ -16,14 +16,16 @@ from diptych_contrast.common import (
     LossResult,
     Options,
     TemperatureLike,
-    check_choice,
     read_embeddings,
     read_labels,
+    read_options,
     read_scale,
     reduce_rows,
 )
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_choice
 from diptych_contrast.kernel.normalize import unit_rows
-from diptych_contrast.rowwise import by_rows, read_local_options, refuse
+from diptych_contrast.rowwise import LOCAL, by_rows
 
 
 class PairGate(nn.Module):
@@ -107,11 +109,11 @@ def arbitrary_pairs(
     parity: Literal["official"] | None = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Contrast any two classes in the subspace that a gate opens for them (Wu et al., 2024).
+    """Contrast any two classes in the subspace a gate opens for them (Wu et al., 2024, SimLAP).
 
-    With g the gate of a row's class and partner class and ``S_ij = (g_i^2 z_i).k_j / t``: the mean
-    over columns p of the partner class, other than the row's own, of
-    ``log(exp S_ip + sum_n exp S_in) - S_ip``, n over columns of neither class; then over rows.
+    ``mean_p log(exp S_ip + sum_n exp S_in) - S_ip``, ``S_ij = (g_i^2 z_i).k_j / t``, g the gate of
+    a row's class and partner class, p over columns of the partner class other than the row's own,
+    n over columns of neither class.
 
     The authors' code subtracts the mean before the exponential (which overflows), counts a row's
     own column, and lets rows without positives enter the mean as 0; ``parity="official"`` does
@@ -139,12 +141,17 @@ def arbitrary_pairs(
         >>> arbitrary_pairs(torch.eye(4), torch.eye(4), y, y.roll(1), open_gate).exp().item()
         3.0
     """
-    options = read_local_options("arbitrary_pairs", common)
+    options = read_options("arbitrary_pairs", common, *LOCAL)
     rows, columns = read_embeddings(options, z=z, k=k).unbind(0)
     labels = read_labels(options, "labels", labels, rows, lowest=0)
     partners = read_labels(options, "partner_labels", partner_labels, rows, lowest=0)
     scale = read_scale(options, temperature, rows)
-    gates = _gates(gate(labels, partners), rows)
+    gates = gate(labels, partners)
+    if gates.shape != rows.shape:
+        found = f"gives shape {tuple(gates.shape)} for {tuple(rows.shape)}"
+        fix = "make the gate for the same number of dimensions"
+        raise ContrastInputError("arbitrary_pairs", "gate", found, fix)
+    gates = gates.to(rows.dtype)
     check_choice("arbitrary_pairs", "pool", pool, "rows", "pairs")
     check_choice("arbitrary_pairs", "parity", parity, None, "official")
     index = torch.arange(len(rows), device=rows.device)
@@ -173,13 +180,6 @@ def arbitrary_pairs(
     table = by_rows(block, keyed, (columns, scale), len(rows), options)
     loss = _pooled(options, table[:, 0], table[:, 1 if parity else 2].detach(), pool, parity)
     return loss + penalty * (gates * (1 - gates)).mean()
-
-
-def _gates(gates: Tensor, rows: Tensor) -> Tensor:
-    found = f"gives shape {tuple(gates.shape)} for {tuple(rows.shape)}"
-    fix = "make the gate for the same number of dimensions"
-    refuse("arbitrary_pairs", ("gate", gates.shape != rows.shape, found, fix))
-    return gates.to(rows.dtype)
 
 
 def _pooled(

@@ -21,7 +21,7 @@ from diptych_contrast.kernel.masks import Masks
 LOG2_E = math.log2(math.e)
 SINGLE_TILE_BYTES = 4 * 2**20
 # exp(S) must neither overflow nor leave the normal numbers, also once summed over all columns.
-_SAFE_EXPONENT = {torch.float32: 87.0, torch.float64: 700.0}
+SAFE_EXPONENT = {torch.float32: 87.0, torch.float64: 700.0}
 # Stands for minus infinity where a difference of two of them would be NaN.
 _FLOOR = -1e30
 
@@ -125,7 +125,7 @@ def _is_bounded(
         most *= longest * other
     for bias in biases:
         most += 0.0 if bias is None else float(bias.abs().amax())
-    return most + math.log(max(len(a), len(b), 1)) <= _SAFE_EXPONENT[a.dtype]
+    return most + math.log(max(len(a), len(b), 1)) <= SAFE_EXPONENT[a.dtype]
 
 
 def default_tile(rows: int = 0, columns: int = 0, itemsize: int = 4) -> int:

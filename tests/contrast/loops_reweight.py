@@ -66,17 +66,16 @@ def official_cacr(views, t_pos, t_neg, *, kernel="euclid", tau_plus=0.0):
 def amcl(heads_a, heads_b, net, reg):
     total, priors, dim = 0.0, [], heads_a.shape[-1]
     for c in range(len(heads_a)):
-        z = [*heads_a[c], *heads_b[c]]
+        z = torch.cat([heads_a[c], heads_b[c]])
         for i in range(len(z)):
-            terms = []
-            for j in range(len(z)):
-                if j != i:
-                    t = net.low + (net.high - net.low) * logit(net, c, z[i], z[j]).sigmoid()
-                    priors.append(dim / 2 * t.log() + 1 / t)
-                    terms.append((z[i] @ z[j]) / t)
-                    if j == (i + len(z) // 2) % len(z):
-                        positive = terms[-1]
-            total = total + (torch.stack(terms).logsumexp(0) - positive) / len(z)
+            others = torch.stack([z[j] for j in range(len(z)) if j != i])
+            logits = torch.stack([logit(net, c, z[i], other) for other in others])
+            t = net.low + (net.high - net.low) * logits.sigmoid()
+            priors += [*(dim / 2 * t.log() + 1 / t)]
+            terms = (others @ z[i]) / t
+            partner = (i + len(z) // 2) % len(z)
+            positive = terms[partner - (partner > i)]
+            total = total + (terms.logsumexp(0) - positive) / len(z)
     return total + reg * torch.stack(priors).mean()
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tests.contrast import loops_pairwise as loops
+from tests.contrast.equal import assert_equals_loop, every_size
 from torch import Tensor
 
 import diptych_contrast as dc
@@ -90,25 +91,9 @@ LABELLED = ("contrastive_margin", "multi_similarity", "circle")
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("n", "d"), [(2, 3), (3, 32), (17, 3), (64, 32)])
-def test_every_loss_equals_a_double_loop_at_every_tile(name, n, d):
-    if n == 2 and name.startswith(LABELLED):
-        n = 5
-    for seed in range(5 if n < 64 else 1):
-        inputs, ours, loop = CASES[name](n, d, torch.Generator().manual_seed(seed))
-        leaves = [value.requires_grad_() for value in inputs]
-        expected = torch.stack(loop(*leaves)).mean()
-        slopes = torch.autograd.grad(expected, leaves)
-        for tile in (4, 8, 64, "auto") if seed == 0 else (8, "auto"):
-            value = ours(*leaves, tile=tile)
-            torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
-            for ours_slope, slope in zip(torch.autograd.grad(value, leaves), slopes, strict=True):
-                torch.testing.assert_close(ours_slope, slope, rtol=1e-9, atol=1e-9)
-        single = [value.detach().float().requires_grad_() for value in inputs]
-        value = ours(*single, tile=8)
-        torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=2e-6)
-        for ours_slope, slope in zip(torch.autograd.grad(value, single), slopes, strict=True):
-            torch.testing.assert_close(ours_slope.double(), slope, rtol=2e-5, atol=2e-5)
+@every_size
+def test_every_loss_equals_a_double_loop_at_every_tile(name, n, d, seed):
+    assert_equals_loop(*CASES[name](n, d, torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("circle")])

@@ -114,9 +114,6 @@ def read_embeddings(options: Options, at_least: int = 1, /, **embeddings: Tensor
         options: The common arguments.
         at_least: Rows that are needed, over all processes.
         **embeddings: Matrices of shape (n, d) by argument name.
-
-    Returns:
-        The matrices in the same order, stacked.
     """
     check_embeddings(options, at_least, **embeddings)
     reference = next(iter(embeddings.values()))

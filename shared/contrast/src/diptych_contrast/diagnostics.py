@@ -73,9 +73,6 @@ def uniformity(
         t: Sharpness of the potential, above 0.
         normalize: Scale the rows to length 1 first.
 
-    Returns:
-        0-dim tensor with gradient.
-
     Example:
         >>> uniformity(torch.ones(5, 3)).abs().item() < 1e-5
         True
@@ -226,9 +223,6 @@ def positive_negative_scores(
         y: Embeddings of the second views.
         ids: Sample or class of a row: equal ids are positives. Default: each row is its own.
         bins: Number of bins over [-1, 1].
-
-    Returns:
-        Mean and population variance of both kinds, and their histograms.
     """
     check_pair("positive_negative_scores", x=x, y=y)
     count = x.shape[0]
@@ -286,9 +280,6 @@ def gradient_balance(
         q: Queries.
         k: Keys, row by row the positives.
         temperature: Temperature, above 0.
-
-    Returns:
-        Both norms for every row, and their means.
     """
     check_pair("gradient_balance", 2, q=q, k=k)
     check_positive("gradient_balance", temperature=temperature)

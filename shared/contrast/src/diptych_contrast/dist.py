@@ -20,9 +20,6 @@ def world(group: torch_dist.ProcessGroup | None = None) -> tuple[int, int]:
     Args:
         group: Process group; None is the default group of `torch.distributed`.
 
-    Returns:
-        This process's rank in the group, and the group's size.
-
     Example:
         >>> world()
         (0, 1)

@@ -130,9 +130,6 @@ def loss(name: str, **config: Any) -> Callable[..., Any]:
         name: Name in `losses`.
         **config: Keyword arguments of the loss.
 
-    Returns:
-        The loss, to be called with embeddings.
-
     Example:
         >>> loss("nt_xent", temperature=0.2).keywords
         {'temperature': 0.2}
@@ -180,12 +177,6 @@ class Criterion(nn.Module):
 
 def explain(name: str) -> str:
     """Say what a loss computes, where it comes from and what it takes.
-
-    Args:
-        name: Name in `losses`.
-
-    Returns:
-        A text of several lines.
 
     Example:
         >>> explain("nt_xent").splitlines()[0]

@@ -342,9 +342,6 @@ def cosine_momentum(m0: float, m1: float, steps: int) -> Callable[[int], float]:
         m1: Momentum from step ``steps`` on.
         steps: Length of the schedule, at least 1.
 
-    Returns:
-        A function from step to momentum.
-
     Example:
         >>> cosine_momentum(0.996, 1.0, 100)(100)
         1.0

@@ -95,9 +95,6 @@ def gaussian_pairs(n: int, d: int, rho: float, seed: int) -> GaussianPairs:
         rho: Correlation, in (-1, 1).
         seed: Seed of the draw.
 
-    Returns:
-        Both sides (fp32) and the mutual information.
-
     Example:
         >>> round(gaussian_pairs(2, 4, 0.5, seed=0).mutual_information, 4)
         0.5754

@@ -167,9 +167,6 @@ def pair_lse(
         backend: ``tiled``, ``dense`` (stores all scores) or ``auto``.
         tile: Rows and columns of a tile, or ``auto``.
 
-    Returns:
-        Shape (n, k).
-
     Example:
         >>> pair_lse(torch.zeros(3, 2), None, 1.0, symmetric=True).exp()[0].item()
         2.0

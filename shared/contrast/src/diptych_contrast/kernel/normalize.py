@@ -24,9 +24,6 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     Args:
         x: Shape (n, d), floating point.
 
-    Returns:
-        Shape (n, d), float32 or float64.
-
     Example:
         >>> unit_rows(torch.tensor([[3.0, 4.0]]))
         tensor([[0.6000, 0.8000]])

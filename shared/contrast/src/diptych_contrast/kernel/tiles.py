@@ -94,13 +94,8 @@ class Pairs(NamedTuple):
 def open_pairs(plan: Plan, *tensors: Tensor | None) -> Pairs:
     """Read the arguments of a sweep, and choose bound or running maximum.
 
-    Args:
-        plan: Masks, mode, tile.
-        *tensors: Rows (n, d); columns (m, d), None in symmetric mode; scale (1,) or (k,); bias of
-            the rows and of the columns, or None; the six keys in the order of `masks.KEYS`.
-
-    Returns:
-        The pairs.
+    ``tensors`` are rows (n, d); columns (m, d), None in symmetric mode; scale (1,) or (k,); bias of
+    the rows and of the columns, or None; the six keys in the order of `masks.KEYS`.
     """
     a, b, scale, row_bias, col_bias, *keys = tensors
     assert a is not None
@@ -138,9 +133,6 @@ def default_tile(rows: int = 0, columns: int = 0, itemsize: int = 4) -> int:
         rows: Number of rows, 0 for the tile of large inputs.
         columns: Number of columns.
         itemsize: Bytes of one score.
-
-    Returns:
-        Rows and columns of a tile.
     """
     wish = os.environ.get("DIPTYCH_TILE")
     if wish is not None:

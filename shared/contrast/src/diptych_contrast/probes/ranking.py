@@ -103,9 +103,6 @@ def recall_at_k(
         relevant: Which candidates are relevant, at least one a query.
         ks: Numbers of candidates that are looked at.
 
-    Returns:
-        One probability for each query and k, fp64.
-
     Example:
         >>> recall_at_k(torch.zeros(1, 4), torch.tensor([[True, False, False, False]]), [2]).item()
         0.5

@@ -210,9 +210,6 @@ def feature_transform(
         renormalize: Bring the results back to length 1.
         generator: Source of the weights and of the permutation, on the device of ``q``.
 
-    Returns:
-        q', k' and the transformed queue.
-
     Example:
         >>> q, g = torch.eye(4), torch.Generator().manual_seed(0)
         >>> [x.shape[0] for x in feature_transform(q, q, torch.ones(6, 4), generator=g)]

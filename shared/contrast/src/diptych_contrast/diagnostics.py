@@ -92,9 +92,6 @@ def rank_me(z: Float[Tensor, "n d"]) -> float:
     ``exp(-sum_k p_k log p_k)`` with ``p_k = sigma_k / sum sigma + 1e-7`` and sigma the singular
     values of the matrix as it is, not centred.
 
-    Args:
-        z: Embeddings, finite.
-
     Returns:
         The smooth rank; 1 for a matrix of zeros.
 
@@ -109,9 +106,6 @@ def effective_rank(z: Float[Tensor, "n d"]) -> float:
     """Exponential of the entropy of the centred matrix' singular values (Roy, Vetterli, 2007).
 
     Unlike `rank_me`, a mean that all rows share does not count as a direction.
-
-    Args:
-        z: Embeddings, finite.
 
     Returns:
         The effective rank, in [1, min(n, d)]; 1 where all rows are equal.
@@ -147,9 +141,6 @@ def alpha_req(z: Float[Tensor, "n d"]) -> float:
 def nesum(z: Float[Tensor, "n d"]) -> float:
     """Sum of the covariance eigenvalues over the largest one (NESum, He and Ozay, 2022).
 
-    Args:
-        z: Embeddings, finite.
-
     Returns:
         A number in [1, d]: 1 for a single direction, d for whitened features; 0 where all rows
         are equal.
@@ -161,10 +152,6 @@ def nesum(z: Float[Tensor, "n d"]) -> float:
 
 def tolerance(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
     """Mean cosine of two rows of one class (Wang and Liu, 2021, equation 10).
-
-    Args:
-        z: Embeddings.
-        labels: Their classes.
 
     Returns:
         A number in [-1, 1]; 0 with a `ContrastWarning` if no two rows share a label.
@@ -183,10 +170,6 @@ def tolerance(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
 
 def modality_gap(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     """Distance between the mean unit vectors of two modalities (Liang et al., 2022).
-
-    Args:
-        x: Embeddings of one modality.
-        y: Embeddings of the other.
 
     Returns:
         A number in [0, 2]; 0 where the means coincide.

@@ -128,12 +128,7 @@ def logit_adjust(
     """Take the class prior out of logits (Menon et al., 2021; BaCon).
 
     ``logits / temperature - log(prior^power + 1e-12)``, prior the shares of the counts.
-
-    Args:
-        logits: Shape (n, k).
-        counts: Class sizes or shares, > 0, shape (k,).
-        temperature: Temperature, > 0.
-        power: How much of the prior to take out.
+    Counts are class sizes or shares, > 0, shape (k,).
 
     Example:
         >>> logit_adjust(torch.zeros(1, 2), torch.tensor([9.0, 1.0])).argmax().item()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diptych_contrast.common import Common, Options
 from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.reference import others, pairs
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _spec(family: str, name: str, needs: str) -> LossSpec:
         defaults=MappingProxyType({**own, **common}),
         parity=("official",) if "parity" in own else (),
         function=function,
-        reference=getattr(import_module(f"diptych_contrast.reference.{family}"), name),
+        reference=getattr(pairs if hasattr(pairs, name) else others, name),
     )
 
 

@@ -91,16 +91,9 @@ def pair_info(
 ) -> PairInfo:
     """Assemble what a loss tells about its pairs.
 
-    Args:
-        rows: Number of rows.
-        valid: Rows that count, shape (n,), None where all do.
-        zero_rows: Number of zero embeddings.
-        positives: Moments of the positives.
-        negatives: Moments of the negatives.
-        negative_lse: Log-sum-exp over the negatives of each row.
-        hits: Rows whose best column is a positive, shape (n,).
-        peak: Largest score of each row, times the scale.
-        scale: ``1/temperature``.
+    Each row may meet positives and negatives (`Moments`); ``negative_lse`` is the log-sum-exp over
+    the negatives, ``hits`` whether the best column is a positive, ``peak`` the largest score times
+    the scale, ``valid`` which rows count, None where all do.
     """
     hits = hits if valid is None else hits & valid
     n_valid = scale.new_tensor(rows, dtype=torch.int64) if valid is None else valid.sum()

@@ -89,12 +89,6 @@ def gaussian_pairs(n: int, d: int, rho: float, seed: int) -> GaussianPairs:
 
     Their mutual information is ``-d/2 log(1 - rho^2)`` (Belghazi et al., 2018).
 
-    Args:
-        n: Number of pairs.
-        d: Dimension.
-        rho: Correlation, in (-1, 1).
-        seed: Seed of the draw.
-
     Example:
         >>> round(gaussian_pairs(2, 4, 0.5, seed=0).mutual_information, 4)
         0.5754
@@ -122,10 +116,6 @@ def salient(n: int, seed: int) -> Salient:
 
     Common factors are normal, the salient factor is uniform in (-1, 1); an orthogonal matrix
     spreads them over 24 dimensions, and each view adds noise of deviation 0.1.
-
-    Args:
-        n: Number of samples, at least 2; every second one is a target.
-        seed: Seed of all draws.
 
     Returns:
         Views (fp32), 1 for targets, and the factors; the salient one of a background is unseen.

@@ -135,18 +135,8 @@ def dclw(
     """`dcl` that weighs close positives down (Yeh et al., 2022, equation 7, DCLW).
 
     `dcl` with ``w_i = 2 - exp(s_ii' / sigma) / mean_l exp(s_ll' / sigma)``.
-
-    Args:
-        z1: First view, shape (n, d), n >= 2.
-        z2: Second view of the same samples in the same order, shape (n, d).
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        ids: As for `dcl`.
-        sigma: Sharpness of the weights, > 0.
-        detach_weights: Take the weights as constants; the authors' code differentiates them, and
-            so does ``parity="official"``.
-        reduction_directions: As for `dcl`.
-        parity: As for `dcl`.
-        **common: See `Common`; rows are view-major.
+    Sigma, > 0, is the sharpness of the weights; they are constants with ``detach_weights``, but not
+    in the authors' code and with ``parity="official"``. Else as `dcl`.
 
     Example:
         >>> z = torch.ones(4, 8)
@@ -320,14 +310,8 @@ def hcl(
     m = 2n - 2 embeddings j of other samples
     ``G = max((sum_j w_j exp(s_j / t) - m tau_plus exp(p)) / (1 - tau_plus), m exp(-1 / t))``,
     ``w_j = m exp(beta s_j / t) / sum_l exp(beta s_l / t)``.
-
-    Args:
-        z1: First view, shape (n, d), n >= 2.
-        z2: Second view of the same samples in the same order, shape (n, d).
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        beta: How much close negatives count, >= 0; 0 is `debiased`.
-        tau_plus: Share of the negatives that are of the same class, in [0, 1).
-        **common: See `Common`; rows are view-major, ``return_info`` is refused.
+    Beta, >= 0, says how much close negatives count (0: `debiased`), tau_plus, in [0, 1), which
+    share of the negatives is of the same class. Rows are view-major; ``return_info`` is refused.
 
     Example:
         >>> z = torch.ones(4, 8)
@@ -347,13 +331,7 @@ def debiased(
     """Contrast corrected for negatives of the same class (Chuang et al., 2020, equation 8).
 
     `hcl` with ``beta = 0``: all negatives count alike.
-
-    Args:
-        z1: First view, shape (n, d), n >= 2.
-        z2: Second view of the same samples in the same order, shape (n, d).
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        tau_plus: Share of the negatives that are of the same class, in [0, 1).
-        **common: See `Common`; rows are view-major, ``return_info`` is refused.
+    Arguments as `hcl`.
 
     Example:
         >>> z = torch.ones(4, 8)

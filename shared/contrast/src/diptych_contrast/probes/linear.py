@@ -256,18 +256,9 @@ def few_label_probe(
 
     Features are standardised by all training rows, which needs no labels. Every draw has its own
     generator, so one more repeat does not change the earlier ones.
-
-    Args:
-        train: Training embeddings.
-        y: Their classes, any integers.
-        test: Test embeddings.
-        test_y: Their classes.
-        n_per_class: Rows drawn for a class; all of a smaller class with a `ContrastWarning`.
-        repeats: Number of draws.
-        seed: Seed of the draws.
-        l2: As in `linear_probe`; ``"cv"`` needs at least two rows a class.
-        groups: Subject of a training row: a second row of a subject is drawn only when every
-            subject of the class has given one, and folds keep subjects whole.
+    Of every class ``n_per_class`` rows are drawn, ``repeats`` times; of a smaller class all, with a
+    `ContrastWarning`. A second row of a subject (``groups``) is drawn only when every subject of
+    the class has given one. Else as `linear_probe`; ``l2="cv"`` needs at least two rows a class.
 
     Returns:
         Accuracy and balanced accuracy of every draw, their means, and the rows that were drawn.

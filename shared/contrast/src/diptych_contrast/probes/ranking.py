@@ -132,10 +132,6 @@ def expected_rank(
 ) -> Float[Tensor, " q"]:
     """Expected rank of the first relevant candidate, from 1, over random order of ties.
 
-    Args:
-        scores: Scores of all candidates for each query; higher is better.
-        relevant: Which candidates are relevant, at least one a query.
-
     Returns:
         ``g + (t + m + 1) / (m + 1)`` in the terms of `recall_at_k`, fp64.
 

@@ -365,6 +365,19 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     assert all(slope.dtype == dtype for slope in slopes)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_single_precision_is_the_same_under_autocast(name):
+    inputs, ours, _ = CASES[name](12, 8, torch.Generator().manual_seed(6))
+    leaves = [value.float().requires_grad_() for value in inputs]
+    plain = ours(*leaves)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = ours(*leaves)
+    torch.testing.assert_close(value, plain, rtol=1e-5, atol=1e-5)
+    slopes = torch.autograd.grad(value, leaves)
+    for slope, expected in zip(slopes, torch.autograd.grad(plain, leaves), strict=True):
+        torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_learned_temperature_gets_its_gradient():
     z = draw(torch.Generator().manual_seed(0), 2, 9, 5)
     temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)

@@ -28,6 +28,7 @@ def is_small(options: Options, x: Tensor, y: Tensor) -> bool:
     plain = options.normalize and options.group is None
     plain = plain and options.backend == "auto" and options.tile == "auto"
     wide = x.dtype == y.dtype and x.dtype in SAFE_EXPONENT
+    plain = plain and not torch.is_autocast_enabled("cpu")
     if not (plain and wide and x.dim() == 2 and readable(x)):
         return False
     rows = 2 * len(x)
@@ -65,6 +66,9 @@ class SmallViews(Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """Weigh the tile; where the gradient shall be differentiated again, use the kernel."""
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return SmallViews.backward(ctx, *upstream)
         x, y, scale, z, inverse, tile, sums = ctx.saved_tensors
         n = len(x)
         over_sums = tile.new_zeros(2, n) if upstream[0] is None else upstream[0]

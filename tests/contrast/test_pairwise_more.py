@@ -1,6 +1,7 @@
 """Values, gradients, closed forms and refusals of the decoupled, corrected and metric losses."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -186,6 +187,39 @@ def test_dcl_tells_the_statistics_of_its_pairs():
     _, other = dc.nt_xent(z1, z2, 0.3, return_info=True)
     for field in ("pos_mean", "neg_mean", "neg_var", "exp_neg_mean", "top1", "logit_max"):
         torch.testing.assert_close(getattr(info, field), getattr(other, field))
+
+
+# Two views that fit into one tile.
+
+
+@pytest.mark.parametrize("loss", [dc.nt_xent, dc.dcl, partial(dc.dclw, detach_weights=False)])
+def test_two_small_views_can_be_differentiated_twice(loss):
+    z = draw(torch.Generator().manual_seed(0), 2, 4, 3).requires_grad_()
+    t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda x, t: loss(*x, t), (z, t))
+    torch.autograd.gradgradcheck(lambda x, t: loss(*x, t), (z, t))
+    alone = lambda x: loss(x, z[1].detach(), 0.4)  # noqa: E731
+    torch.autograd.gradgradcheck(alone, z[0].detach().requires_grad_())
+
+
+def test_a_backward_pass_under_autocast_keeps_single_precision():
+    z = draw(torch.Generator().manual_seed(0), 2, 9, 5).float().requires_grad_()
+    loss = dc.nt_xent(*z, 0.3)
+    (expected,) = torch.autograd.grad(loss, z, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (slope,) = torch.autograd.grad(loss, z)
+    assert torch.equal(slope, expected)
+
+
+@pytest.mark.parametrize("loss", [dc.nt_xent, dc.dcl])
+def test_small_views_tell_what_tiles_tell(loss):
+    z = draw(torch.Generator().manual_seed(0), 2, 9, 5)
+    z[0, 3] = 0.0
+    _, small = loss(*z, 0.3, return_info=True)
+    _, tiled = loss(*z, 0.3, return_info=True, tile=7)
+    for field, value in vars(tiled).items():
+        got, want = (torch.as_tensor(x).double() for x in (getattr(small, field), value))
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9, msg=field)
 
 
 @pytest.mark.parametrize("name", ["dcl", "hcl", "n_pairs", "circle", "multi_similarity"])

@@ -47,8 +47,8 @@ def loop(common: Tensor, salient: Tensor, target: list[int], weights: dc.SepWeig
 
 
 @every_size
-@pytest.mark.parametrize("parity", [None, "official"])
-def test_the_loss_equals_a_loop_at_every_tile(n, d, seed, parity):
+def test_the_loss_equals_a_loop_at_every_tile(n, d, seed):
+    parity = None if seed % 2 else "official"
     target = [int(i % 3 > 0) for i in range(n)] if n > 3 else [0, 1, 1][:n]
     weights = dc.SepWeights() if seed % 2 else dc.SepWeights(100, 3, 7)
     weights = replace(weights, salient=0.0) if sum(target) < 2 else weights

@@ -48,7 +48,7 @@ class SmallViews(Function):
         inverse = length.clamp_min_(SMALLEST).reciprocal_().to(x.dtype)
         z = rows.mul_(inverse)
         positive = torch.linalg.vecdot(z[:n], z[n:]).mul_(scale)
-        tile = torch.addmm(scale, z, z.t(), beta=0.0, alpha=float(scale) * LOG2_E)
+        tile = torch.addmm(scale, z, z.t(), beta=0.0, alpha=scale.item() * LOG2_E)
         norm = torch.linalg.vector_norm(tile) if told else z.new_empty(0)
         tile.exp2_()
         tile.fill_diagonal_(0.0)
@@ -97,7 +97,7 @@ def small_info(
     lse: Tensor, positive: Tensor, z: Tensor, scale: Tensor, own: bool, peak: Tensor, norm: Tensor
 ) -> PairInfo:
     """Statistics of the pairs of `SmallViews`, by numbers: each small tensor costs a call."""
-    beta, n = float(scale), len(positive)
+    beta, n = scale.item(), len(positive)
     score, length, total = positive.double() / beta, torch.linalg.vecdot(z, z), z.sum(0)
     peak = peak if own else torch.maximum(peak.view(2, n), positive).flatten()
     hits = int(reaches(positive, peak.view(2, n)).sum())

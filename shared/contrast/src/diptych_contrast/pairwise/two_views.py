@@ -239,7 +239,7 @@ def _read(
     if ids is None and labels is None and is_small(options, z1, z2):
         check_embeddings(options, 2, z1=z1, z2=z2)
         scale = read_scale(options, temperature, z1)
-        if float(scale) + math.log(2 * len(z1)) <= SAFE_EXPONENT[z1.dtype]:
+        if scale.item() + math.log(2 * len(z1)) <= SAFE_EXPONENT[z1.dtype]:
             return _read_small(options, z1, z2, scale, decoupled)
     stacked = read_embeddings(options, 2, z1=z1, z2=z2)
     scale = read_scale(options, temperature, stacked)

@@ -32,7 +32,9 @@ import diptych_contrast as dc
 TEMPERATURE = 0.1
 TILE = 512
 LARGEST_IN_TURN = 4096
+SMALLEST_TOLD = 1024  # pairs whose memory is worth telling
 MOST_BYTES = 4 * 2**30
+LINUX = sys.platform.startswith("linux")  # where a process tells its peak
 CASES = "nt_xent,sup_con,dcl,clip_loss,mv_dhel,swav_loss,info_nce"
 # Score matrices that a form holds at a time; times rows squared of a matrix.
 MATRICES = {"dense": 5, "compiled": 5, "lightly": 5, "pml": 11}
@@ -292,15 +294,16 @@ def measure(case: str, n: int, given: argparse.Namespace) -> dict[str, dict[str,
         if name == "ours with info" and n > LARGEST_IN_TURN:
             continue
         row = times.get(name, [])
-        if sys.platform.startswith("linux") and name not in {"ours with info", "compiled"}:
+        told = n >= SMALLEST_TOLD and LINUX
+        if told and name not in {"ours with info", "compiled"}:
             asked = {"case": case, "n": n, "d": given.dim, "form": name, "against": against}
             single = alone(threads=given.threads, **asked)
             row = (row or single[:2]) + single[2:]
         found[name] = dict(zip(("loss", "ms", "mb"), row, strict=False))
     expected = found["ours"]["loss"]
-    for name, told in found.items():
-        if name != "floor" and abs(told["loss"] - expected) > 1e-4 * abs(expected):
-            raise SystemExit(f"{case}: {name} gives {told['loss']}, ours {expected}")
+    for name, result in found.items():
+        if name != "floor" and abs(result["loss"] - expected) > 1e-4 * abs(expected):
+            raise SystemExit(f"{case}: {name} gives {result['loss']}, ours {expected}")
     return found
 
 
@@ -354,7 +357,8 @@ def main() -> None:
     table, notes = [], []
     for case in given.cases.split(","):
         for n in map(int, given.sizes.split(",")):
-            if n != 256 if case == "info_nce" else case == "swav_loss" and n > LARGEST_IN_TURN:
+            large = n > LARGEST_IN_TURN
+            if n != 256 if case == "info_nce" else large and (case == "swav_loss" or not LINUX):
                 continue
             found = measure(case, n, given)
             table += [{"case": case, "pairs": n, "form": key, **row} for key, row in found.items()]

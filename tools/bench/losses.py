@@ -263,23 +263,28 @@ def in_turn(leaves: list[Tensor], forms: Mapping[str, Form], rounds: int) -> dic
     return best
 
 
-ALONE = """
-import resource, sys
-sys.path.insert(0, {folder!r})
-import losses, torch
-torch.set_num_threads({threads})
-leaves, forms = losses.forms_of({case!r}, 256, {d}, {against!r})
-losses.step(leaves, forms[{form!r}])
-leaves, forms = losses.forms_of({case!r}, {n}, {d}, {against!r})
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-loss, spent = losses.step(leaves, forms[{form!r}])
-print(loss, spent, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
+def one_step(case: str, form: str, n: int, d: int, against: set[str], threads: int) -> None:
+    """Print loss, time in ms and extra peak memory in MB of one step, after a small one."""
+    torch.set_num_threads(threads)
+    leaves, forms = forms_of(case, 256, d, against)
+    step(leaves, forms[form])
+    leaves, forms = forms_of(case, n, d, against)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = resident("VmRSS")
+    loss, spent = step(leaves, forms[form])
+    print(loss, spent, resident("VmHWM") - before)
 
 
-def alone(**values: object) -> list[float]:
-    """Loss, time in ms and extra peak memory in MB of one step in a process of its own."""
-    code = ALONE.format(folder=str(Path(__file__).parent), **values)
+def resident(key: str) -> float:
+    """Memory of this process in MB, now (``VmRSS``) or at its peak (``VmHWM``)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{key}:")[1].split()[0]) / 1024
+
+
+def alone(*arguments: object) -> list[float]:
+    """Run `one_step` in a process of its own."""
+    folder = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {folder!r}); import losses; losses.one_step{arguments}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return [float(word) for word in run.stdout.splitlines()[-1].split()]
 
@@ -296,8 +301,7 @@ def measure(case: str, n: int, given: argparse.Namespace) -> dict[str, dict[str,
         row = times.get(name, [])
         told = n >= SMALLEST_TOLD and LINUX
         if told and name not in {"ours with info", "compiled"}:
-            asked = {"case": case, "n": n, "d": given.dim, "form": name, "against": against}
-            single = alone(threads=given.threads, **asked)
+            single = alone(case, name, n, given.dim, against, given.threads)
             row = (row or single[:2]) + single[2:]
         found[name] = dict(zip(("loss", "ms", "mb"), row, strict=False))
     expected = found["ours"]["loss"]

@@ -277,12 +277,7 @@ def arbitrary_pairs(
     labels = read_labels(options, "labels", labels, rows, lowest=0)
     partners = read_labels(options, "partner_labels", partner_labels, rows, lowest=0)
     scale = read_scale(options, temperature, rows)
-    gates = gate(labels, partners)
-    if gates.shape != rows.shape:
-        found = f"gives shape {tuple(gates.shape)} for {tuple(rows.shape)}"
-        fix = "make the gate for the same number of dimensions"
-        raise ContrastInputError("arbitrary_pairs", "gate", found, fix)
-    gates = gates.to(rows.dtype)
+    gates = _read_gates(gate(labels, partners), rows)
     check_choice("arbitrary_pairs", "pool", pool, "rows", "pairs")
     check_choice("arbitrary_pairs", "parity", parity, None, "official")
     index = torch.arange(len(rows), device=rows.device)
@@ -311,6 +306,14 @@ def arbitrary_pairs(
     table = by_rows(block, keyed, (columns, scale), len(rows), options)
     loss = _pooled(options, table[:, 0], table[:, 1 if parity else 2].detach(), pool, parity)
     return loss + penalty * (gates * (1 - gates)).mean()
+
+
+def _read_gates(gates: Tensor, rows: Tensor) -> Tensor:
+    if gates.shape != rows.shape:
+        found = f"gives shape {tuple(gates.shape)} for {tuple(rows.shape)}"
+        fix = "make the gate for the same number of dimensions"
+        raise ContrastInputError("arbitrary_pairs", "gate", found, fix)
+    return gates.to(rows.dtype)
 
 
 def _pooled(

@@ -16,6 +16,7 @@ SIZES = {2: (7, 5), 3: (5, 3, 4)}
 MODES = ((False, "mean"), (True, "mean"), (False, "sum"))
 LABELS = torch.tensor([0, 1, 0, -1, 2, 1, 0, 2, -1, 1, 0, 2])
 QUEUE = torch.randn(7, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+MIX = torch.randn(3, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 SHARE = torch.rand(12, 12, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
 
 
@@ -74,6 +75,24 @@ def gathered(x: Tensor, y: Tensor, rows: slice, **common) -> dict[str, Tensor]:
     return losses
 
 
+def told(x: Tensor, y: Tensor, rows: slice, **common) -> dict[str, dc.PairInfo]:
+    """What losses tell of their pairs; every row has as many negatives as any other."""
+    labels, ids = torch.arange(12)[rows] % 3, torch.arange(12)[rows] // 2
+    common["return_info"] = True
+    return {
+        "nt_xent": dc.nt_xent(x, y, **common)[1],
+        "nt_xent-ids": dc.nt_xent(x, y, ids=ids, **common)[1],
+        "nt_xent-both": dc.nt_xent(x, y, ids=ids, labels=ids // 2, **common)[1],
+        "dcl": dc.dcl(x, y, **common)[1],
+        "sup_con": dc.sup_con((x, y), labels, **common)[1],
+        "soft_sup_con": dc.soft_sup_con((x, y), torch.ones(len(x), 2), **common)[1],
+        "info_nce": dc.info_nce(x, y, **common)[1],
+        "info_nce-symmetric": dc.info_nce(x, y, symmetric=True, **common)[1],
+        "clip_loss": dc.clip_loss(x, y, **common)[1],
+        "siglip": dc.siglip(x, y, **common)[1],
+    }
+
+
 def network() -> torch.nn.Linear:
     torch.manual_seed(1)
     return torch.nn.Linear(3, 4).double()
@@ -113,6 +132,11 @@ def work(rank: int, world: int, port: int, folder: str) -> None:
                 [slope / world for slope in slopes[:2]],
                 [slope / world for slope in parameters],
             )
+    results["told"] = {}
+    for ring in (False, True):
+        common = {"group": dist.group.WORLD, "ring": ring, "tile": 3}
+        every = told(x @ MIX, y @ MIX, rows, **common)
+        results["told"] |= {(name, ring): vars(info) for name, info in every.items()}
     torch.save(results, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
@@ -144,6 +168,24 @@ def test_several_processes_equal_one(world, tmp_path):
                 [parts[0][0], *embedding, *parts[0][2]], [value.detach(), *slopes], strict=True
             ):
                 torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, msg=where)
+
+    check_told([rank["told"] for rank in ranks], [view @ MIX for view in batch(total)])
+
+
+def check_told(parts: list[dict], views: list[Tensor]) -> None:
+    """The rows of all processes together have the statistics of one process."""
+    for name, whole in told(*views, slice(0, 12)).items():
+        for ring in (False, True):
+            infos = [part[name, ring] for part in parts]
+            rows = torch.tensor([info["n_rows"] for info in infos])
+            assert rows.sum() == whole.n_rows
+            for field in ("pos_mean", "neg_mean", "exp_neg_mean", "top1"):
+                each = torch.stack([info[field] for info in infos]).double()
+                mean = (each * rows).sum() / rows.sum()
+                expected = getattr(whole, field).double()
+                torch.testing.assert_close(mean, expected, msg=f"{name} {field}")
+            assert sum(info["n_positive_pairs"] for info in infos) == whole.n_positive_pairs
+            assert max(info["logit_max"] for info in infos) == pytest.approx(float(whole.logit_max))
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch is built without distribution")

@@ -20,8 +20,7 @@ from diptych_contrast.probes import (
     retrieval,
     ridge_probe,
 )
-from diptych_contrast.probes.folds import deal_folds
-from diptych_contrast.probes.logistic import minimise
+from diptych_contrast.probes.linear import deal_folds
 from diptych_contrast.testing import hypersphere
 
 
@@ -265,28 +264,6 @@ class TestFolds:
         for group in groups.unique():
             assert len(folds[groups == group].unique()) == 1
         assert len(folds.unique()) == min(5, len(set(members)))
-
-
-class TestMinimise:
-    def test_a_badly_scaled_quadratic_is_solved(self):
-        curvature = torch.logspace(-1, 2, 20, dtype=torch.float64)
-        target = normal(20).double()
-
-        def objective(x):
-            return float((curvature * (x - target) ** 2).sum() / 2), curvature * (x - target)
-
-        found = minimise(objective, torch.zeros(20).double(), iterations=400, tolerance=1e-8)
-        torch.testing.assert_close(found, target, atol=1e-5, rtol=0)
-
-    def test_it_stops_where_rounding_hides_further_descent(self):
-        calls = []
-
-        def flat(x):
-            calls.append(1)
-            return 1.0, torch.full_like(x, 1e-3)
-
-        minimise(flat, torch.zeros(3).double())
-        assert len(calls) == 31
 
 
 class TestRidge:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from diptych.config import load
 from diptych.contract import Fit
+from diptych.memory import keep_freed_memory
 from diptych.prepared import Prepared
 from diptych.randomness import Draw
 from diptych.split import Split
@@ -164,8 +165,9 @@ def stepper(task: MVCNetTask) -> Callable[[], None]:
     optimizer = task.optimizers["main"]
     ctx: Any = SimpleNamespace(
         group=None,
+        weight=1.0,
         zero=lambda name: optimizer.zero_grad(),
-        backward=lambda loss: loss.backward(),
+        backward=lambda loss, weighted=False: loss.backward(),
         step=lambda name: optimizer.step(),
     )
     rows = list(range(BATCH))
@@ -249,6 +251,37 @@ def print_peak(name: str) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * scale)
 
 
+def kept_memory(threads: int, pairs: int = 3) -> dict[str, float]:
+    """Seconds of a step in fresh processes that return freed memory to the system, or keep it."""
+    times: dict[str, list[float]] = {"returned": [], "kept": []}
+    weights = set()
+    for _ in range(pairs):
+        for name, taken in times.items():
+            command = [sys.executable, __file__, "--threads", str(threads), "--memory", name]
+            told = subprocess.run(command, check=True, capture_output=True, text=True)
+            seconds, total = told.stdout.split()
+            taken.append(float(seconds))
+            weights.add(total)
+    assert len(weights) == 1, "the same steps gave other weights"
+    return {name: median(taken) for name, taken in times.items()}
+
+
+def print_steps(memory: str) -> None:
+    """Child process: print the median seconds of a step, and what the weights became."""
+    if memory == "kept" and not keep_freed_memory():
+        raise SystemExit("this C library does not keep freed memory")
+    torch.manual_seed(0)
+    task = task_of("fast")
+    step = stepper(task)
+    times = []
+    for _ in range(12):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    total = sum(float(p.detach().double().sum()) for p in task.network.parameters())
+    print(median(times[2:]), total)
+
+
 def view_share(steps: float, rounds: int) -> float:
     """Part of a training of the recipe ``fast`` that computing all views takes.
 
@@ -296,6 +329,9 @@ def measure(rounds: int, threads: int) -> Iterator[dict[str, Any]]:
     taken = in_turn(decoding_sides(), rounds)
     ratio = taken["both branches"] / taken["decoder"]
     yield {"what": "decoding one trial", "seconds": taken, "ratio": ratio}
+    taken = kept_memory(threads)
+    ratio = taken["returned"] / taken["kept"]
+    yield {"what": "freed memory kept, fast step", "seconds": taken, "ratio": ratio}
     yield {"what": "views in a fast training", "share": view_share(steps["fast"], rounds)}
 
 
@@ -317,10 +353,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.peak:
         print_peak(chosen.peak)
+        return
+    if chosen.memory:
+        print_steps(chosen.memory)
         return
     lines = []
     for line in measure(chosen.rounds, chosen.threads):

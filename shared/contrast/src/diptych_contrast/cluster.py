@@ -17,30 +17,28 @@ from diptych_contrast.common import (
     LossResult,
     Options,
     TemperatureLike,
-    check_choice,
-    decline,
+    local_engine,
     read_embeddings,
     read_labels,
     read_options,
     read_scale,
     read_views,
-    readable,
     reduce_rows,
 )
 from diptych_contrast.dist import gather_sizes, world
 from diptych_contrast.errors import ContrastInputError, warn
-from diptych_contrast.kernel import Engine, log_sums
+from diptych_contrast.inputs import check_choice, check_least, check_positive, check_shape, readable
+from diptych_contrast.kernel import log_sums
 from diptych_contrast.kernel.normalize import unit_rows
 from diptych_contrast.multiview import Parity
-from diptych_contrast.pairwise.info_nce import info_nce
-from diptych_contrast.state import KeyQueue
-from diptych_contrast.state.version import keep_version
+from diptych_contrast.pairwise import info_nce
+from diptych_contrast.state import KeyQueue, keep_version
 
 _SCORES_AT_ONCE = 2**22  # of points with centres
 
 
 class Prototypes(nn.Module):
-    """Learned unit vectors that embeddings are assigned to (SwAV; Caron et al., 2020).
+    """Learned unit vectors that embeddings are assigned to (Caron et al., 2020, SwAV).
 
     Call `start_step` before every step of the optimizer: as in the authors' code it brings the
     rows to length 1 in place, outside the gradient. SwAV has 3,000 prototypes of length 128
@@ -59,7 +57,7 @@ class Prototypes(nn.Module):
 
     def __init__(self, dim: int, k: int, *, freeze_steps: int = 0, through: bool = False) -> None:
         super().__init__()
-        _positive("Prototypes", dim=dim, k=k)
+        check_least("Prototypes", 1, dim=dim, k=k)
         self.weight = nn.Parameter(unit_rows(torch.randn(k, dim)))
         self.freeze_steps = freeze_steps
         self.through = through
@@ -106,8 +104,8 @@ def sinkhorn(
         [0, 1, 2]
     """
     check_choice("sinkhorn", "parity", parity, None, "official")
-    _positive("sinkhorn", epsilon=epsilon, n_iter=n_iter)
-    _check_shape("sinkhorn", "scores", scores, (-1, -1))
+    check_positive("sinkhorn", epsilon=epsilon, n_iter=n_iter)
+    check_shape("sinkhorn", "scores", scores, (-1, -1))
     logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon
     count, k = _total(logits.new_tensor(len(scores)), group), scores.shape[1]
     if readable(count) and k > count:
@@ -141,11 +139,11 @@ def swav_loss(
     parity: Parity = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Predict the prototypes of one view from the other views (SwAV; Caron et al., 2020).
+    """Predict the prototypes of one view from the other views (Caron et al., 2020, SwAV).
 
-    The mean over assigned views a, other views v and samples of
-    ``-sum_k q_ak log softmax_k(s_v / t)``, q_a the `sinkhorn` assignments of view a, without
-    gradient. With given one-hot assignments this is DeepCluster-v2.
+    ``-sum_k q_ak log softmax_k(s_v / t)`` for a sample, averaged over assigned views a and other
+    views v, q_a the `sinkhorn` assignments of view a, without gradient. With one-hot assignments
+    that are given this is DeepCluster-v2.
 
     Args:
         scores: Scores of each view (small crops too) with the prototypes, v of shape (n, k).
@@ -163,8 +161,7 @@ def swav_loss(
         >>> swav_loss([10 * torch.eye(3), 10 * torch.eye(3)]).item() < 1e-3
         True
     """
-    options = read_options("swav_loss", common)
-    decline(options, "return_info", "ring")
+    options = read_options("swav_loss", common, "return_info", "ring")
     views = scores if isinstance(scores, Tensor) else tuple(scores)
     stacked = read_views(replace(options, normalize=False), "scores", views)
     count, n, k = stacked.shape
@@ -213,7 +210,7 @@ class PrototypeQueue(nn.Module):
 
     def __init__(self, n_assign: int, length: int, dim: int, start_epoch: int = 15) -> None:
         super().__init__()
-        _positive("PrototypeQueue", n_assign=n_assign, length=length, dim=dim)
+        check_least("PrototypeQueue", 1, n_assign=n_assign, length=length, dim=dim)
         self.start_epoch = start_epoch
         queues = nn.ModuleList(KeyQueue(length, dim) for _ in range(n_assign))
         self.queues = cast(Sequence[KeyQueue], queues)
@@ -263,10 +260,10 @@ def proto_nce(
     queue: KeyQueue | Float[Tensor, "m d"] | None = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Contrast samples with each other and with cluster centres (PCL; Li et al., 2021, eq. 11).
+    """Contrast samples with each other and with cluster centres (Li et al., 2021, eq. 11, PCL).
 
-    `info_nce` plus the mean over clusterings of
-    ``log sum_j exp(q.c_j / phi_j) - q.c_own / phi_own``. The authors' code draws some of the other
+    `info_nce` plus ``log sum_j exp(q.c_j / phi_j) - q.c_own / phi_own``, averaged over clusterings.
+    The authors' code draws some of the other
     centres, ours takes all.
 
     Args:
@@ -284,8 +281,7 @@ def proto_nce(
         >>> proto_nce(q, q, [q], [own], [torch.full((4,), 0.1)]).item() < 0.1
         True
     """
-    options = read_options("proto_nce", common)
-    decline(options, "return_info")
+    options = read_options("proto_nce", common, "return_info")
     sizes = {len(centroids), len(assignments), len(densities)}
     if len(sizes) > 1 or not centroids:
         found = f"and assignments and densities have lengths {sorted(sizes)}"
@@ -294,10 +290,10 @@ def proto_nce(
     source: Literal["in_batch", "queue"] = "in_batch" if queue is None else "queue"
     rowwise = cast(Common, {**common, "reduction": "none"})
     rows = info_nce(q, k, temperature, negatives=source, queue=queue, **rowwise)
-    one, engine = anchors.new_ones(()), Engine(options.backend, options.tile)
+    one, engine = anchors.new_ones(()), replace(local_engine(options), unit=False)
     for centres, assigned, density in zip(centroids, assignments, densities, strict=True):
         own, columns = _read_centres(options, assigned, anchors, centres)
-        _check_shape("proto_nce", "densities", density, (len(centres),))
+        check_shape("proto_nce", "densities", density, (len(centres),))
         if readable(density) and not bool((density > 0).all()):
             found, fix = f"holds {float(density.min())}", "pass positive values: cluster_density"
             raise ContrastInputError("proto_nce", "densities", found, fix)
@@ -330,7 +326,7 @@ def cluster_density(
         >>> round(cluster_density(torch.eye(4), torch.eye(4), torch.arange(4)).sum().item(), 3)
         0.8
     """
-    _positive("cluster_density", temperature=temperature)
+    check_positive("cluster_density", temperature=temperature)
     options = read_options("cluster_density", {})
     points = read_embeddings(options, x=x)[0]
     own, centres = _read_centres(options, assignments, points, centroids)
@@ -377,7 +373,7 @@ def spherical_kmeans(
         >>> len(spherical_kmeans(torch.randn(50, 8), 5).centroids)
         5
     """
-    _positive("spherical_kmeans", k=k, n_iter=n_iter)
+    check_least("spherical_kmeans", 1, k=k, n_iter=n_iter)
     options = read_options("spherical_kmeans", {"check_finite": True})
     points = read_embeddings(options, x=x)[0]
     if len(points) < k:
@@ -386,7 +382,7 @@ def spherical_kmeans(
     if start is None:
         centres = _seeds(points, k, torch.Generator().manual_seed(seed))
     else:
-        _check_shape("spherical_kmeans", "start", start, (k, x.shape[1]))
+        check_shape("spherical_kmeans", "start", start, (k, x.shape[1]))
         centres = unit_rows(start.to(points))
     similarity, own = _nearest(points, centres)
     for _ in range(n_iter):
@@ -439,21 +435,6 @@ def _total(x: Tensor, group: torch_dist.ProcessGroup | None) -> Tensor:
     return x
 
 
-def _positive(function: str, **numbers: float) -> None:
-    for name, value in numbers.items():
-        if not 0 < value < math.inf:
-            raise ContrastInputError(function, name, f"is {value}", "pass a number above 0")
-
-
-def _check_shape(function: str, argument: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse another shape, -1 being any length above 0, and what is not floating-point."""
-    fits = x.dim() == len(shape) and 0 not in x.shape and x.is_floating_point()
-    if not fits or any(a not in (-1, b) for a, b in zip(shape, x.shape, strict=True)):
-        found = f"has shape {tuple(x.shape)} and dtype {x.dtype}"
-        fix = f"pass floating-point values of shape {shape}".replace("-1", "any")
-        raise ContrastInputError(function, argument, found, fix)
-
-
 def _check_each(
     function: str, argument: str, given: Any, count: int, shape: tuple[int, ...]
 ) -> None:
@@ -461,14 +442,14 @@ def _check_each(
         found, fix = f"has {len(given)} entries", f"pass one for each of {count} assigned views"
         raise ContrastInputError(function, argument, found, fix)
     for x in given:
-        _check_shape(function, argument, x, shape)
+        check_shape(function, argument, x, shape)
 
 
 def _read_centres(
     options: Options, assigned: Tensor, points: Tensor, centres: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Own centre of every point, and the centres like the points."""
-    _check_shape(options.function, "centroids", centres, (-1, points.shape[1]))
+    check_shape(options.function, "centroids", centres, (-1, points.shape[1]))
     own = read_labels(options, "assignments", assigned, points, lowest=0)
     if readable(own) and int(own.max()) >= len(centres):
         found, fix = f"holds {int(own.max())}", f"number the {len(centres)} centres from 0"

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from diptych_contrast.dist import gather_no_grad, gather_sizes, gather_with_grad, world
 from diptych_contrast.errors import ContrastInputError, warn
-from diptych_contrast.inputs import check_finite, check_positive, check_rows
+from diptych_contrast.inputs import (
+    check_choice,
+    check_device,
+    check_finite,
+    check_integers,
+    check_pair,
+    check_positive,
+    readable,
+)
 from diptych_contrast.kernel import Backend, Engine, PairMask, check_engine, unit_rows
 from diptych_contrast.kernel.call import call
 
@@ -78,20 +86,8 @@ def local_engine(options: Options) -> Engine:
     return Engine(options.backend, options.tile, unit=options.normalize)
 
 
-def read_options(function: str, given: Common) -> Options:
-    """Check the common arguments of a call.
-
-    Args:
-        function: Public name of the loss.
-        given: Its common keyword arguments.
-
-    Returns:
-        The arguments with their defaults.
-
-    Raises:
-        ContrastInputError: A value that does not exist, or ``ring`` without ``group``.
-        TypeError: A name that does not exist, as for any function.
-    """
+def read_options(function: str, given: Common, *declined: str) -> Options:
+    """Check the common arguments of a loss and refuse those that it cannot honour."""
     if not given:
         return Options(function)
     unknown = set(given) - set(Common.__annotations__)
@@ -100,64 +96,27 @@ def read_options(function: str, given: Common) -> Options:
     options = Options(function, **given)
     check_choice(function, "reduction", options.reduction, "mean", "sum", "none")
     check_choice(function, "empty", options.empty, "skip", "zero", "error")
+    for word in declined:
+        if getattr(options, word):
+            fix = "leave it out, this loss cannot honour it"
+            raise ContrastInputError(function, word, "is given", fix)
     if options.ring and options.group is None:
-        raise ContrastInputError(
-            function, "ring", "is True without 'group'", "pass a process group"
-        )
+        fix = "pass a process group"
+        raise ContrastInputError(function, "ring", "is True without 'group'", fix)
     check_engine(function, options.engine)
     return options
 
 
-def check_choice(function: str, argument: str, value: object, *choices: object) -> None:
-    """Refuse a word that is none of the choices."""
-    if value not in choices:
-        words = ", ".join(repr(choice) for choice in choices)
-        raise ContrastInputError(function, argument, f"is {value!r}", f"pass one of {words}")
-
-
-def decline(options: Options, *words: str) -> None:
-    """Refuse common arguments that a loss cannot honour."""
-    for word in words:
-        if getattr(options, word):
-            fix = "leave it out, this loss cannot honour it"
-            raise ContrastInputError(options.function, word, "is given", fix)
-
-
-def readable(x: Tensor) -> bool:
-    """Tell whether looking at values is free: on the CPU, neither compiling nor transformed."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
-
-
-def read_embeddings(options: Options, **embeddings: Tensor) -> Tensor:
+def read_embeddings(options: Options, at_least: int = 1, /, **embeddings: Tensor) -> Tensor:
     """Check matrices that belong together and bring them to float32 or float64, unit rows.
 
     Args:
         options: The common arguments.
+        at_least: Rows that are needed, over all processes.
         **embeddings: Matrices of shape (n, d) by argument name.
-
-    Returns:
-        The matrices in the same order, stacked.
-
-    Raises:
-        ContrastInputError: Not matrices, integer, unlike shape, dtype or device, not finite.
     """
-    (first, reference), *_ = embeddings.items()
-    for name, value in embeddings.items():
-        check_rows(options.function, name, value)
-        if value.shape != reference.shape:
-            raise ContrastInputError(
-                options.function,
-                name,
-                f"has shape {tuple(value.shape)}, {first!r} has {tuple(reference.shape)}",
-                "pass the same number of rows"
-                if value.shape[0] != reference.shape[0]
-                else "pass the same number of dimensions",
-            )
-        check_device(options.function, name, value, first, reference)
-        if options.check_finite:
-            check_finite(options.function, name, value)
+    check_embeddings(options, at_least, **embeddings)
+    reference = next(iter(embeddings.values()))
     dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
     prepared = [value.to(dtype) for value in embeddings.values()]
     if options.normalize:
@@ -165,26 +124,26 @@ def read_embeddings(options: Options, **embeddings: Tensor) -> Tensor:
         return rows.view(len(prepared), *reference.shape)
     for name, value in zip(embeddings, prepared, strict=True):
         if readable(value) and float(value.detach().norm(dim=1).amax()) > 100:
-            warn(
-                options.function,
-                name,
-                "has rows longer than 100 and normalize is False",
-                "pass normalize=True, or scale the embeddings",
-            )
+            found = "has rows longer than 100 and normalize is False"
+            fix = "pass normalize=True, or scale the embeddings"
+            warn(options.function, name, found, fix)
     return torch.stack(prepared)
 
 
+def check_embeddings(options: Options, at_least: int, **embeddings: Tensor) -> None:
+    """Refuse matrices that are no embeddings of the same samples, so many over all processes."""
+    check_pair(options.function, **embeddings)
+    (first, reference), *_ = embeddings.items()
+    if len(reference) < at_least and options.group is None:
+        found, fix = "has a single row", f"pass at least {at_least} samples"
+        raise ContrastInputError(options.function, first, found, fix)
+    if options.check_finite:
+        for name, value in embeddings.items():
+            check_finite(options.function, name, value)
+
+
 def read_views(options: Options, argument: str, views: Views) -> Tensor:
-    """Check views of the same samples and stack them view-major.
-
-    Args:
-        options: The common arguments.
-        argument: Name of the argument.
-        views: One matrix (n, d), a stack (v, n, d), or a tuple of v matrices.
-
-    Returns:
-        Shape (v, n, d), float32 or float64.
-    """
+    """Stack views of the same samples, (n, d), (v, n, d) or v times (n, d), to (v, n, d)."""
     if isinstance(views, Tensor) and views.dim() != 3:
         return read_embeddings(options, **{argument: views})
     if len(views) == 0:
@@ -193,120 +152,61 @@ def read_views(options: Options, argument: str, views: Views) -> Tensor:
     return read_embeddings(options, **named)
 
 
-def check_device(function: str, name: str, value: Tensor, first: str, reference: Tensor) -> None:
-    """Refuse tensors on unlike devices."""
-    if value.device != reference.device:
-        raise ContrastInputError(
-            function,
-            name,
-            f"is on {value.device}, {first!r} on {reference.device}",
-            "move both to one device",
-        )
-
-
-def check_several(options: Options, argument: str, rows: Tensor) -> None:
-    """Refuse a single row where the negatives are the other rows."""
-    if len(rows) < 2 and options.group is None:
-        raise ContrastInputError(
-            options.function, argument, "has a single row", "pass at least two samples"
-        )
-
-
 def read_labels(
     options: Options, argument: str, labels: Tensor, reference: Tensor, *, lowest: int | None
 ) -> Tensor:
-    """Check one integer a sample.
-
-    Args:
-        options: The common arguments.
-        argument: Name of the argument.
-        labels: Shape (n,).
-        reference: Embeddings of the samples, shape (n, d).
-        lowest: Smallest value allowed, None for any.
-
-    Returns:
-        The labels as int64.
-    """
+    """Check one integer a sample, none below the lowest allowed, and give them as int64."""
     name = options.function
-    if labels.is_floating_point() or labels.dtype in {torch.bool, torch.complex64}:
-        raise ContrastInputError(name, argument, f"has dtype {labels.dtype}", "pass integers")
-    if labels.shape != reference.shape[:1]:
-        raise ContrastInputError(
-            name,
-            argument,
-            f"has shape {tuple(labels.shape)} for {len(reference)} samples",
-            "pass one integer for each sample",
-        )
+    check_integers(name, argument, labels, len(reference))
     check_device(name, argument, labels, "embeddings", reference)
     if lowest is not None and readable(labels) and int(labels.min()) < lowest:
-        raise ContrastInputError(
-            name,
-            argument,
-            f"holds {int(labels.min())}",
-            "number the classes from 0" + (" (-1: unlabelled)" if lowest == -1 else ""),
-        )
+        found = f"holds {int(labels.min())}"
+        fix = "number the classes from 0" + (" (-1: unlabelled)" if lowest == -1 else "")
+        raise ContrastInputError(name, argument, found, fix)
     return labels.to(torch.int64)
 
 
 def read_scale(options: Options, temperature: TemperatureLike, like: Tensor) -> Tensor:
-    """Return ``1/temperature`` as a 0-dim tensor of the dtype and device of another.
-
-    Raises:
-        ContrastInputError: Not one positive finite number.
-    """
+    """Return ``1/temperature`` as a 0-dim tensor of the dtype and device of another."""
     value = temperature() if callable(temperature) else temperature
     if isinstance(value, Tensor) and value.dim() != 0:
-        raise ContrastInputError(
-            options.function, "temperature", f"has shape {tuple(value.shape)}", "pass one number"
-        )
+        found = f"has shape {tuple(value.shape)}"
+        raise ContrastInputError(options.function, "temperature", found, "pass one number")
     if not isinstance(value, Tensor) or readable(value):
         number = float(value.detach() if isinstance(value, Tensor) else value)
-        check_positive(options.function, "temperature", number)
+        check_positive(options.function, temperature=number)
         if not 1e-3 <= number <= 10:
-            warn(
-                options.function,
-                "temperature",
-                "lies outside 0.001 to 10",
-                "check its unit: scores are divided by it",
-            )
+            found, fix = "lies outside 0.001 to 10", "check its unit: scores are divided by it"
+            warn(options.function, "temperature", found, fix)
     if isinstance(value, Tensor):
         return value.to(like.device, like.dtype).reciprocal()
     return like.new_full((), 1.0 / value)
 
 
-@dataclass(frozen=True)
-class Keys:
-    """Keys of the rows of this process: sample, view, class; None where not used."""
-
-    sample: Tensor
-    view: Tensor | None = None
-    label: Tensor | None = None
-
-
 def meet_columns(
-    options: Options, z: Float[Tensor, "n d"], keys: Keys
+    options: Options,
+    z: Float[Tensor, "n d"],
+    sample: Tensor,
+    view: Tensor | None = None,
+    label: Tensor | None = None,
 ) -> tuple[Tensor | None, PairMask]:
-    """Say which columns the rows meet: themselves, those of all processes, or a ring of shards.
+    """Say which columns the rows meet: themselves (None), those of all processes, or a ring.
 
-    Args:
-        options: The common arguments.
-        z: Rows of this process, shape (n, d).
-        keys: Their keys, unique over all processes.
-
-    Returns:
-        Columns, None for a symmetric sweep, and the keys of rows and columns.
+    Keys of the rows, unique over all processes, become those of rows and columns.
     """
-    own = (keys.sample, keys.view, keys.label)
     if options.group is None:
-        return None, PairMask(row_id=own[0], row_view=own[1], row_label=own[2])
-    columns, other = z, own
-    if not options.ring:
-        columns = gather_with_grad(z, options.group)
-        first, *rest = (None if x is None else gather_no_grad(x, options.group) for x in own)
-        other = (own[0] if first is None else first, *rest)  # type: ignore[assignment]
-    pairs = zip(own, other, strict=True)
-    (row_id, col_id), (row_view, col_view), (row_label, col_label) = pairs
-    return columns, PairMask(row_id, col_id, row_view, col_view, row_label, col_label)
+        return None, PairMask(row_id=sample, row_view=view, row_label=label)
+    if options.ring:
+        return z, PairMask(sample, sample, view, view, label, label)
+    others = (None if key is None else of_all(options, key) for key in (sample, view, label))
+    col_id, col_view, col_label = others
+    keys = PairMask(sample, col_id, view, col_view, label, col_label)
+    return gather_with_grad(z, options.group), keys
+
+
+def of_all(options: Options, x: Tensor) -> Tensor:
+    """Rows of all processes of a call, detached."""
+    return x.detach() if options.group is None else gather_no_grad(x, options.group)
 
 
 def sample_ids(options: Options, z: Tensor) -> Tensor:
@@ -317,36 +217,14 @@ def sample_ids(options: Options, z: Tensor) -> Tensor:
     return torch.arange(start, start + len(z), device=z.device)
 
 
-def total_over(options: Options, x: Tensor) -> Tensor:
-    """Sum a detached tensor over the processes of a call."""
-    if options.group is None:
-        return x
-    x = x.detach().clone()
-    torch_dist.all_reduce(x, group=options.group)
-    return x
-
-
 def reduce_rows(options: Options, rows: Float[Tensor, " n"], valid: Tensor | None) -> Tensor:
-    """Reduce one loss a row as the options say.
-
-    Args:
-        options: The common arguments.
-        rows: Losses, shape (n,); invalid rows may hold anything.
-        valid: Rows that count, shape (n,); None where all do.
-
-    Returns:
-        Shape (), or (n,) without reduction.
-    """
+    """Reduce one loss a row as the options say; where not valid, rows may hold anything."""
     if valid is not None:
         rows = rows.masked_fill(~valid, 0.0)
         if options.empty == "error" and readable(valid) and not bool(valid.all()):
-            raise ContrastInputError(
-                options.function,
-                "empty",
-                f"is 'error' and {int((~valid).sum())} of {len(valid)} rows have no positive "
-                f"or no negative",
-                "pass other samples together, or empty='skip'",
-            )
+            none = f"{int((~valid).sum())} of {len(valid)} rows have no positive or no negative"
+            fix = "pass other samples together, or empty='skip'"
+            raise ContrastInputError(options.function, "empty", f"is 'error' and {none}", fix)
     if options.reduction == "none":
         return rows
     _, size = world(options.group) if options.group is not None else (0, 1)
@@ -355,14 +233,11 @@ def reduce_rows(options: Options, rows: Float[Tensor, " n"], valid: Tensor | Non
     if options.group is None and valid is None:
         return rows.mean()
     counts = torch.ones_like(rows) if valid is None or options.empty == "zero" else valid
-    count = total_over(options, counts.sum(dtype=rows.dtype))
+    count = sum_over(options, counts.sum(dtype=rows.dtype))
     if readable(count) and float(count) == 0:
-        warn(
-            options.function,
-            "embeddings",
-            "have no row with a positive and a negative",
-            "the loss is 0: pass samples that share a class or a second view",
-        )
+        found = "have no row with a positive and a negative"
+        fix = "the loss is 0: pass samples that share a class or a second view"
+        warn(options.function, "embeddings", found, fix)
     return rows.sum() * (size / count.clamp_min(1.0))
 
 

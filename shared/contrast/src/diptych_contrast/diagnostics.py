@@ -47,15 +47,12 @@ def alignment(
     Returns:
         0-dim tensor with gradient; the gradient of a pair at distance 0 is 0.
 
-    Raises:
-        ContrastInputError: Shapes that differ, no rows, ``alpha`` not above 0.
-
     Example:
         >>> alignment(torch.eye(4), torch.eye(4)).item()
         0.0
     """
     check_pair("alignment", x=x, y=y)
-    check_positive("alignment", "alpha", alpha)
+    check_positive("alignment", alpha=alpha)
     squared = (_prepared(x, normalize) - _prepared(y, normalize)).square().sum(1)
     if alpha == 2:
         return squared.mean()
@@ -76,18 +73,12 @@ def uniformity(
         t: Sharpness of the potential, above 0.
         normalize: Scale the rows to length 1 first.
 
-    Returns:
-        0-dim tensor with gradient.
-
-    Raises:
-        ContrastInputError: Fewer than two rows, ``t`` not above 0.
-
     Example:
         >>> uniformity(torch.ones(5, 3)).abs().item() < 1e-5
         True
     """
     check_rows("uniformity", "x", x, at_least=2)
-    check_positive("uniformity", "t", t)
+    check_positive("uniformity", t=t)
     rows = _prepared(x, normalize)
     norms = -t * rows.square().sum(1)
     potentials = pair_lse(rows, None, 2 * t, row_bias=norms, symmetric=True)
@@ -101,14 +92,8 @@ def rank_me(z: Float[Tensor, "n d"]) -> float:
     ``exp(-sum_k p_k log p_k)`` with ``p_k = sigma_k / sum sigma + 1e-7`` and sigma the singular
     values of the matrix as it is, not centred.
 
-    Args:
-        z: Embeddings, finite.
-
     Returns:
         The smooth rank; 1 for a matrix of zeros.
-
-    Raises:
-        ContrastInputError: No rows, or values that are not finite.
 
     Example:
         >>> round(rank_me(torch.eye(8)), 3)
@@ -122,14 +107,8 @@ def effective_rank(z: Float[Tensor, "n d"]) -> float:
 
     Unlike `rank_me`, a mean that all rows share does not count as a direction.
 
-    Args:
-        z: Embeddings, finite.
-
     Returns:
         The effective rank, in [1, min(n, d)]; 1 where all rows are equal.
-
-    Raises:
-        ContrastInputError: No rows, or values that are not finite.
     """
     return _entropy_rank(_spectrum("effective_rank", z, centre=True).sqrt(), 0.0)
 
@@ -146,18 +125,12 @@ def alpha_req(z: Float[Tensor, "n d"]) -> float:
     Returns:
         The exponent, positive for a falling spectrum; ``inf`` where the spectrum ends (fewer than
         two eigenvalues above rounding in the range).
-
-    Raises:
-        ContrastInputError: Fewer than 12 dimensions, no rows, or values that are not finite.
     """
     spectrum = _spectrum("alpha_req", z, centre=True)
     if z.shape[1] < 12:
-        raise ContrastInputError(
-            "alpha_req",
-            "z",
-            f"has {z.shape[1]} dimensions",
-            "pass at least 12, so that indices 5 to d/2 hold two eigenvalues",
-        )
+        found = f"has {z.shape[1]} dimensions"
+        fix = "pass at least 12, so that indices 5 to d/2 hold two eigenvalues"
+        raise ContrastInputError("alpha_req", "z", found, fix)
     values = spectrum[4 : z.shape[1] // 2].cpu().numpy()
     index = np.arange(5, 5 + len(values))[values > 0]
     if len(index) < 2:
@@ -168,15 +141,9 @@ def alpha_req(z: Float[Tensor, "n d"]) -> float:
 def nesum(z: Float[Tensor, "n d"]) -> float:
     """Sum of the covariance eigenvalues over the largest one (NESum, He and Ozay, 2022).
 
-    Args:
-        z: Embeddings, finite.
-
     Returns:
         A number in [1, d]: 1 for a single direction, d for whitened features; 0 where all rows
         are equal.
-
-    Raises:
-        ContrastInputError: No rows, or values that are not finite.
     """
     spectrum = _spectrum("nesum", z, centre=True)
     largest = float(spectrum[0])
@@ -186,15 +153,8 @@ def nesum(z: Float[Tensor, "n d"]) -> float:
 def tolerance(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
     """Mean cosine of two rows of one class (Wang and Liu, 2021, equation 10).
 
-    Args:
-        z: Embeddings.
-        labels: Their classes.
-
     Returns:
         A number in [-1, 1]; 0 with a `ContrastWarning` if no two rows share a label.
-
-    Raises:
-        ContrastInputError: Labels that are not one integer a row.
     """
     check_rows("tolerance", "z", z)
     check_integers("tolerance", "labels", labels, z.shape[0])
@@ -211,15 +171,8 @@ def tolerance(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
 def modality_gap(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     """Distance between the mean unit vectors of two modalities (Liang et al., 2022).
 
-    Args:
-        x: Embeddings of one modality.
-        y: Embeddings of the other.
-
     Returns:
         A number in [0, 2]; 0 where the means coincide.
-
-    Raises:
-        ContrastInputError: Unlike dimensions, or no rows.
     """
     check_dimension("modality_gap", x=x, y=y)
     means = [unit_rows(each.detach()).mean(0) for each in (x, y)]
@@ -253,12 +206,6 @@ def positive_negative_scores(
         y: Embeddings of the second views.
         ids: Sample or class of a row: equal ids are positives. Default: each row is its own.
         bins: Number of bins over [-1, 1].
-
-    Returns:
-        Mean and population variance of both kinds, and their histograms.
-
-    Raises:
-        ContrastInputError: Unlike shapes, no negative pair, ids that are not one integer a row.
     """
     check_pair("positive_negative_scores", x=x, y=y)
     count = x.shape[0]
@@ -266,12 +213,8 @@ def positive_negative_scores(
     check_integers("positive_negative_scores", "ids", ids, count)
     n_positive = int(torch.unique(ids, return_counts=True)[1].square().sum())
     if n_positive == count * count:
-        raise ContrastInputError(
-            "positive_negative_scores",
-            "ids",
-            "makes every pair a positive",
-            "pass at least two samples",
-        )
+        found, fix = "makes every pair a positive", "pass at least two samples"
+        raise ContrastInputError("positive_negative_scores", "ids", found, fix)
     moments = torch.zeros(2, 2, dtype=torch.float64)
     histograms = torch.zeros(2, bins, dtype=torch.float64)
     for rows, scores in _score_blocks(x, y):
@@ -320,15 +263,9 @@ def gradient_balance(
         q: Queries.
         k: Keys, row by row the positives.
         temperature: Temperature, above 0.
-
-    Returns:
-        Both norms for every row, and their means.
-
-    Raises:
-        ContrastInputError: Unlike shapes, fewer than two rows, a temperature not above 0.
     """
-    check_pair("gradient_balance", q=q, k=k, at_least=2)
-    check_positive("gradient_balance", "temperature", temperature)
+    check_pair("gradient_balance", 2, q=q, k=k)
+    check_positive("gradient_balance", temperature=temperature)
     keys = unit_rows(k.detach())
     pull, push = [], []
     for rows, scores in _score_blocks(q, k):
@@ -374,9 +311,6 @@ def collapse_report(z: Float[Tensor, "n d"], *, threshold: float = 1e-5) -> Coll
 
     Returns:
         What was found. With no finite row every dimension is dead and the rank is 0.
-
-    Raises:
-        ContrastInputError: Not a matrix of floating-point numbers, or no rows.
 
     Example:
         >>> collapse_report(torch.tensor([[1.0, 0.0], [2.0, 0.0]])).dead_dimensions

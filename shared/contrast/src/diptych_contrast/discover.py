@@ -23,14 +23,21 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     TemperatureLike,
-    check_choice,
-    readable,
+    read_options,
     reduce_rows,
 )
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.inputs import check_integers, check_positive
+from diptych_contrast.inputs import (
+    check_choice,
+    check_generator,
+    check_integers,
+    check_least,
+    check_positive,
+    check_shape,
+    readable,
+)
 from diptych_contrast.pairwise import soft_sup_con
-from diptych_contrast.rowwise import read_local_options, refuse
+from diptych_contrast.rowwise import LOCAL
 
 
 def soft_con(
@@ -43,9 +50,10 @@ def soft_con(
     parity: Literal["official"] | None = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Contrast with positives weighted by how probably two samples share a class (BaCon).
+    """Contrast pairs as far as they probably share a class (Bai et al., 2023, BaCon).
 
-    `soft_sup_con` with weights ``p_i.p_j`` and 1 for other views of a sample, p without gradient.
+    ``log sum_{a != i} exp(s_ia / t) - sum_j w_ij s_ij / t / sum_j w_ij``, ``w_ij = p_i.p_j``
+    without gradient: `soft_sup_con` with predicted probabilities.
     The authors let labelled samples enter with predicted probabilities and multiply the loss by
     ``t / 0.07``: ``parity="official"``.
 
@@ -120,12 +128,7 @@ def logit_adjust(
     """Take the class prior out of logits (Menon et al., 2021; BaCon).
 
     ``logits / temperature - log(prior^power + 1e-12)``, prior the shares of the counts.
-
-    Args:
-        logits: Shape (n, k).
-        counts: Class sizes or shares, > 0, shape (k,).
-        temperature: Temperature, > 0.
-        power: How much of the prior to take out.
+    Counts are class sizes or shares, > 0, shape (k,).
 
     Example:
         >>> logit_adjust(torch.zeros(1, 2), torch.tensor([9.0, 1.0])).argmax().item()
@@ -137,16 +140,13 @@ def logit_adjust(
 
 
 def _check_classes(function: str, logits: Tensor, counts: Tensor, temperature: float) -> None:
-    check_positive(function, "temperature", temperature)
-    wrong = logits.dim() != 2 or not logits.is_floating_point() or 0 in logits.shape
-    found = f"has shape {tuple(logits.shape)} and dtype {logits.dtype}"
-    fix = "pass one positive number for each class"
-    refuse(
-        function,
-        ("logits", wrong, found, "pass floating-point logits of shape (samples, classes)"),
-        ("counts", counts.shape != logits.shape[1:], f"has shape {tuple(counts.shape)}", fix),
-        ("counts", readable(counts) and bool((counts <= 0).any()), "has a value not above 0", fix),
-    )
+    check_positive(function, temperature=temperature)
+    check_shape(function, "logits", logits, (-1, -1))
+    if counts.shape != logits.shape[1:] or (readable(counts) and bool((counts <= 0).any())):
+        found = f"has shape {tuple(counts.shape)}, or a value not above 0"
+        raise ContrastInputError(
+            function, "counts", found, "pass one positive number for each class"
+        )
 
 
 @torch.no_grad()
@@ -182,12 +182,13 @@ def estimate_class_distribution(
     """
     name = "estimate_class_distribution"
     check_integers(name, "labels", labels, len(features))
-    wrong = mask_labelled.shape != labels.shape or mask_labelled.dtype != torch.bool
-    found = f"has shape {tuple(mask_labelled.shape)} and dtype {mask_labelled.dtype}"
-    refuse(name, ("mask_labelled", wrong, found, "pass one bool a sample"))
+    if mask_labelled.shape != labels.shape or mask_labelled.dtype != torch.bool:
+        found = f"has shape {tuple(mask_labelled.shape)} and dtype {mask_labelled.dtype}"
+        raise ContrastInputError(name, "mask_labelled", found, "pass one bool a sample")
     known = labels[mask_labelled].long()
-    wrong = bool(((known < 0) | (known >= k)).any())
-    refuse(name, ("labels", wrong, f"lies outside 0 to {k - 1}", "number the known classes from 0"))
+    if bool(((known < 0) | (known >= k)).any()):
+        found, fix = f"lies outside 0 to {k - 1}", "number the known classes from 0"
+        raise ContrastInputError(name, "labels", found, fix)
     clusters = spherical_kmeans(features, k, seed=seed).assignments
     sizes = clusters.bincount(minlength=k)
     table = torch.bincount(clusters[mask_labelled] * k + known, minlength=k * k).view(k, k)
@@ -248,9 +249,6 @@ def self_balanced_sampling(
         rate: Rate of every class, in [0, 1], shape (k,); see `sampling_rates`.
         generator: Source of the coins, on the device of ``confidence``.
 
-    Returns:
-        Which samples are chosen, shape (n,).
-
     Example:
         >>> y, g = torch.tensor([0, 0, 1]), torch.Generator().manual_seed(0)
         >>> sample = self_balanced_sampling(torch.rand(3), y, torch.tensor([1.0, 0.0]), generator=g)
@@ -258,12 +256,11 @@ def self_balanced_sampling(
         [True, True, False]
     """
     name = "self_balanced_sampling"
-    if generator is None:
-        raise ContrastInputError(name, "generator", "is None", "pass a seeded torch.Generator")
+    generator = check_generator(name, generator)
     check_integers(name, "prediction", prediction, len(confidence))
-    wrong = readable(prediction) and int(prediction.max()) >= len(rate)
-    fix = "pass one rate for each class"
-    refuse(name, ("rate", wrong, f"has {len(rate)} values for class {prediction.max()}", fix))
+    if readable(prediction) and int(prediction.max()) >= len(rate):
+        found = f"has {len(rate)} values for class {prediction.max()}"
+        raise ContrastInputError(name, "rate", found, "pass one rate for each class")
     coins = torch.rand(prediction.shape, dtype=rate.dtype, device=rate.device, generator=generator)
     heads = torch.zeros(len(rate), dtype=torch.int64, device=rate.device)
     heads = heads.index_add(0, prediction, (coins < rate[prediction]).long())
@@ -286,11 +283,11 @@ def self_distillation(
     warmup: int = 30,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Predict a view from the sharpened prediction of the others (Caron et al., 2021; BaCon).
+    """Predict a view from the sharpened others (Caron et al., 2021, DINO; Bai et al., 2023, BaCon).
 
-    The mean over rows of the cross-entropy of ``softmax(student / student_temperature)`` with the
-    mean over the other views of ``softmax(student / t)``, without gradient; t goes linearly
-    from the first to the second teacher temperature over ``warmup`` epochs.
+    ``-sum_k q_k log softmax_k(student / student_temperature)``, q the mean over the other views of
+    ``softmax(student / t)``, without gradient; t goes linearly from the first to the second teacher
+    temperature over ``warmup`` epochs.
 
     Args:
         student: Logits of at least two views, shape (v, n, k).
@@ -304,16 +301,15 @@ def self_distillation(
         >>> round(self_distillation(torch.zeros(2, 4, 8), 0).exp().item())
         8
     """
-    options = read_local_options("self_distillation", common)
-    check_positive("self_distillation", "student_temperature", student_temperature)
+    name = "self_distillation"
+    options = read_options(name, common, *LOCAL)
     first, last = teacher_temperature
-    check_positive("self_distillation", "teacher_temperature", min(first, last))
+    check_positive(name, student_temperature=student_temperature)
+    check_positive(name, teacher_temperature=min(first, last))
+    check_least(name, 0, epoch=epoch)
     logits = student if isinstance(student, Tensor) else torch.stack(student)
-    wrong = logits.dim() != 3 or len(logits) < 2 or not logits.is_floating_point()
-    found = f"has shape {tuple(logits.shape)} and dtype {logits.dtype}"
-    fix = "pass floating-point logits of shape (views, samples, classes), at least two views"
-    refuse("self_distillation", ("student", wrong, found, fix))
-    refuse("self_distillation", ("epoch", epoch < 0, f"is {epoch}", "count epochs from 0"))
+    check_shape(name, "student", logits, (-1, -1, -1))
+    check_least(name, 2, student=len(logits))
     logits = logits if logits.dtype == torch.float64 else logits.float()
     share = min(epoch / (warmup - 1), 1.0) if warmup > 1 else 1.0
     with torch.autocast(logits.device.type, enabled=False):
@@ -361,9 +357,6 @@ def cluster_accuracy(
         known: Numbers of the known classes; None: none is told apart.
         counts: Training samples of every class, for the thirds; None: those of ``y``.
 
-    Returns:
-        The accuracies, in [0, 1].
-
     Example:
         >>> cluster_accuracy(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0])).all
         1.0
@@ -371,8 +364,9 @@ def cluster_accuracy(
     name = "cluster_accuracy"
     for argument, value in (("y", y), ("pred", pred)):
         check_integers(name, argument, value, len(y))
-        wrong = len(value) == 0 or int(value.min()) < 0
-        refuse(name, (argument, wrong, "is empty or negative", "number the classes from 0"))
+        if len(value) == 0 or int(value.min()) < 0:
+            fix = "number the classes from 0"
+            raise ContrastInputError(name, argument, "is empty or negative", fix)
     truth, clusters = (value.cpu().numpy().astype(np.int64) for value in (y, pred))
     size = int(max(truth.max(), clusters.max())) + 1
     table = np.zeros((size, size))
@@ -381,8 +375,9 @@ def cluster_accuracy(
     hits = np.zeros(size)
     hits[of_cluster] = table[np.arange(size), of_cluster]
     totals = table.sum(0)
-    short = counts is not None and len(counts) <= truth.max()
-    refuse(name, ("counts", short, "has too few values", f"pass one a class, {truth.max() + 1}"))
+    if counts is not None and len(counts) <= truth.max():
+        fix = f"pass one a class, {truth.max() + 1}"
+        raise ContrastInputError(name, "counts", "has too few values", fix)
     weight = totals if counts is None else counts.cpu().numpy()
     present = np.flatnonzero(totals)
     ranked = present[np.argsort(-weight[present], kind="stable")]
@@ -405,12 +400,6 @@ def cluster_accuracy(
 
 def match(profit: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Give every row its own column so that the sum is largest (Kuhn, 1955; shortest paths).
-
-    Args:
-        profit: Finite values, shape (k, k).
-
-    Returns:
-        Column of every row, shape (k,).
 
     Example:
         >>> match(np.array([[1.0, 2.0], [3.0, 5.0]])).tolist()

@@ -20,9 +20,6 @@ def world(group: torch_dist.ProcessGroup | None = None) -> tuple[int, int]:
     Args:
         group: Process group; None is the default group of `torch.distributed`.
 
-    Returns:
-        This process's rank in the group, and the group's size.
-
     Example:
         >>> world()
         (0, 1)
@@ -43,9 +40,6 @@ def gather_sizes(
 
     Returns:
         One size a process. Their sum is the number of rows that gathering gives.
-
-    Raises:
-        ContrastInputError: The rows of two processes differ in length; raised on all of them.
     """
     if x.ndim == 0:
         raise ContrastInputError("gather_sizes", "x", "has no dimension", "pass rows, x[None]")
@@ -53,17 +47,14 @@ def gather_sizes(
     if size == 1:
         return [x.shape[0]]
     own = torch.tensor([x.shape[0], math.prod(x.shape[1:])], device=x.device)
-    table = own.new_empty(size * 2)
-    torch_dist.all_gather_into_tensor(table, own, group=group)
-    rows = table.view(size, 2).tolist()
+    table = own.new_empty(size, 2)
+    torch_dist.all_gather(list(table), own, group=group)
+    rows = table.tolist()
     widths = {width for _, width in rows}
     if len(widths) > 1:
-        raise ContrastInputError(
-            "gather_sizes",
-            "x",
-            f"has rows of {sorted(widths)} values on different processes",
-            "give every process embeddings of the same dimension",
-        )
+        found = f"has rows of {sorted(widths)} values on different processes"
+        fix = "give every process embeddings of the same dimension"
+        raise ContrastInputError("gather_sizes", "x", found, fix)
     return [count for count, _ in rows]
 
 
@@ -87,9 +78,6 @@ def gather_with_grad(
 
     Returns:
         The rows of all processes; ``x`` itself with a single process.
-
-    Raises:
-        ContrastInputError: The rows of two processes differ in length.
     """
     _, size = world(group)
     if size == 1:
@@ -108,16 +96,10 @@ def gather_no_grad(
 ) -> Shaped[Tensor, "total ..."]:
     """Rows of all processes in rank order, detached: labels, ids, keys for a queue.
 
-    Args:
-        x: This process's rows, of any dtype.
-        group: Process group; None is the default group.
-        sizes: Rows of every process as `gather_sizes` gives them, where they are known already.
+    Arguments as `gather_with_grad`.
 
     Returns:
         The rows of all processes; ``x`` detached with a single process.
-
-    Raises:
-        ContrastInputError: The rows of two processes differ in length.
     """
     _, size = world(group)
     if size == 1:
@@ -172,7 +154,7 @@ def _all_gather(x: Tensor, sizes: tuple[int, ...], group: torch_dist.ProcessGrou
     longest = max(sizes)
     padded = _padded(x, longest)
     table = padded.new_empty(len(sizes), longest, *x.shape[1:])
-    torch_dist.all_gather_into_tensor(table.flatten(0, 1), padded, group=group)
+    torch_dist.all_gather(list(table), padded, group=group)
     if min(sizes) == longest:
         return table.flatten(0, 1)
     return torch.cat([part[:count] for part, count in zip(table, sizes, strict=True)])
@@ -184,9 +166,9 @@ def _reduce_scatter(
     rank, _ = world(group)
     if torch_dist.get_backend(group) == "nccl":  # pragma: no cover - CUDA only
         longest = max(sizes)
-        table = torch.cat([_padded(part, longest) for part in gradient.split_with_sizes(sizes)])
-        own = table.new_empty(longest, *table.shape[1:])
-        torch_dist.reduce_scatter_tensor(own, table, group=group)
+        parts = [_padded(part, longest) for part in gradient.split_with_sizes(sizes)]
+        own = torch.empty_like(parts[0])
+        torch_dist.reduce_scatter(own, parts, group=group)
         return own[: sizes[rank]]
     # gloo offers no reduce-scatter in torch 2.6
     total = gradient.clone(memory_format=torch.contiguous_format)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_least
 
 
 def grad_cache(
@@ -35,12 +36,6 @@ def grad_cache(
         chunk_size: Samples that the encoder sees at a time.
         rng: A generator that the encoder draws from beside the global ones.
         allow_batchnorm: Go on although batch statistics are then those of chunks.
-
-    Returns:
-        The detached loss.
-
-    Raises:
-        ContrastInputError: ``chunk_size`` below 1, no input, or batch norm in training mode.
 
     Example:
         >>> net, x = nn.Linear(4, 2), torch.randn(6, 4)
@@ -100,17 +95,13 @@ def _check(
     encoder: nn.Module, views: Sequence[Tensor], chunk_size: int, allow_batchnorm: bool
 ) -> None:
     name = "grad_cache"
-    if chunk_size < 1:
-        raise ContrastInputError(name, "chunk_size", f"is {chunk_size}", "pass at least 1")
+    check_least(name, 1, chunk_size=chunk_size)
     sizes = {len(view) for view in views}
     if len(sizes) != 1 or 0 in sizes:
         found = f"has views of {sorted(sizes)} samples"
         raise ContrastInputError(name, "inputs", found, "pass views of the same samples")
     coupled = any(isinstance(m, _BatchNorm) and m.training for m in encoder.modules())
     if coupled and not allow_batchnorm:
-        raise ContrastInputError(
-            name,
-            "encoder",
-            "has batch norm in training mode, whose statistics would be those of chunks",
-            "use layer or group norm, or pass allow_batchnorm=True",
-        )
+        found = "has batch norm in training mode, whose statistics would be those of chunks"
+        fix = "use layer or group norm, or pass allow_batchnorm=True"
+        raise ContrastInputError(name, "encoder", found, fix)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_choice, check_least
 
 Norm = Literal["batch", "layer"] | None
 
@@ -29,9 +30,6 @@ class ProjectionHead(nn.Module):
         last_norm: Whether the norm also follows the last layer.
         bias: Whether linear layers that a norm follows have a bias, which batch norm makes idle.
 
-    Raises:
-        ContrastInputError: A size below 1, an unknown norm, ``last_norm`` without a norm.
-
     Example:
         >>> ProjectionHead(2048, 2048, 128)(torch.randn(4, 2048)).shape
         torch.Size([4, 128])
@@ -49,19 +47,11 @@ class ProjectionHead(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        sizes = {"dim_in": dim_in, "hidden": hidden, "out": out, "layers": layers}
-        _check_sizes("ProjectionHead", sizes)
-        if norm not in ("batch", "layer", None):
-            raise ContrastInputError(
-                "ProjectionHead", "norm", f"is {norm!r}", "pass 'batch', 'layer' or None"
-            )
+        check_least("ProjectionHead", 1, dim_in=dim_in, hidden=hidden, out=out, layers=layers)
+        check_choice("ProjectionHead", "norm", norm, "batch", "layer", None)
         if last_norm and norm is None:
-            raise ContrastInputError(
-                "ProjectionHead",
-                "last_norm",
-                "is True without a norm",
-                "pass norm='batch' or norm='layer'",
-            )
+            found, fix = "is True without a norm", "pass norm='batch' or norm='layer'"
+            raise ContrastInputError("ProjectionHead", "last_norm", found, fix)
         widths = [dim_in] + [hidden] * (layers - 1) + [out]
         parts: list[nn.Module] = []
         for position in range(layers):
@@ -92,9 +82,6 @@ class MultiHead(nn.Module):
         layers: Linear layers of a head.
         norm: Batch norm, layer norm or none.
 
-    Raises:
-        ContrastInputError: A size below 1, or an unknown norm.
-
     Example:
         >>> MultiHead(256, 256, 64, heads=3)(torch.randn(4, 256)).shape
         torch.Size([3, 4, 64])
@@ -110,7 +97,7 @@ class MultiHead(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        _check_sizes("MultiHead", {"heads": heads})
+        check_least("MultiHead", 1, heads=heads)
         self.heads = nn.ModuleList(
             ProjectionHead(dim_in, hidden, out, layers, norm) for _ in range(heads)
         )
@@ -146,12 +133,6 @@ def head(name: str, dim_in: int) -> nn.Module:
         name: One of the names above.
         dim_in: Length of a feature vector; the parameters above are counted at 2,048.
 
-    Returns:
-        A freshly initialised module.
-
-    Raises:
-        ContrastInputError: Unknown name; the nearest one is named.
-
     Example:
         >>> head("moco_v2", 512)(torch.randn(4, 512)).shape
         torch.Size([4, 128])
@@ -178,9 +159,6 @@ def multi_crop_forward(
     Returns:
         One output a crop, in the order of the crops.
 
-    Raises:
-        ContrastInputError: No crop, or an encoder that does not give one output a row.
-
     Example:
         >>> [z.shape[0] for z in multi_crop_forward(nn.Flatten(), [torch.zeros(2, 3, 8, 8)] * 2)]
         [2, 2]
@@ -197,18 +175,9 @@ def multi_crop_forward(
         batch = torch.cat([crops[position] for position in positions])
         encoded = encoder(batch)
         if encoded.shape[0] != batch.shape[0]:
-            raise ContrastInputError(
-                "multi_crop_forward",
-                "encoder",
-                f"gives {encoded.shape[0]} rows for {batch.shape[0]}",
-                "pass an encoder with one output a row",
-            )
+            found = f"gives {encoded.shape[0]} rows for {batch.shape[0]}"
+            fix = "pass an encoder with one output a row"
+            raise ContrastInputError("multi_crop_forward", "encoder", found, fix)
         sizes = [crops[position].shape[0] for position in positions]
         outputs.update(zip(positions, encoded.split_with_sizes(sizes), strict=True))
     return [outputs[position] for position in range(len(crops))]
-
-
-def _check_sizes(function: str, sizes: Mapping[str, int]) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ContrastInputError(function, name, f"is {size}", "pass at least 1")

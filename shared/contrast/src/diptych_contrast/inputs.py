@@ -1,4 +1,4 @@
-"""The checks of tensors and numbers, each an error that says what to do."""
+"""The checks of arguments, each an error that says what to do."""
 
 from __future__ import annotations
 
@@ -10,77 +10,111 @@ from torch import Tensor
 from diptych_contrast.errors import ContrastInputError
 
 
+def readable(x: Tensor) -> bool:
+    """Tell whether looking at values is free: on the CPU, neither compiling nor transformed."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def check_choice(function: str, argument: str, value: object, *choices: object) -> None:
+    """Refuse a word that is none of the choices."""
+    if value not in choices:
+        words = ", ".join(repr(choice) for choice in choices)
+        raise ContrastInputError(function, argument, f"is {value!r}", f"pass one of {words}")
+
+
+def check_positive(function: str, **numbers: float) -> None:
+    """Refuse a number, given by argument name, that is not finite and above 0."""
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            raise ContrastInputError(function, name, f"is {value}", "pass a finite number above 0")
+
+
+def check_least(function: str, least: float, **numbers: float) -> None:
+    """Refuse a number, given by argument name, that is not finite or below the least one."""
+    for name, value in numbers.items():
+        if not least <= value < math.inf:
+            fix = f"pass a finite number, at least {least}"
+            raise ContrastInputError(function, name, f"is {value}", fix)
+
+
+def check_share(function: str, argument: str, value: float) -> None:
+    """Refuse a number outside [0, 1)."""
+    if not 0 <= value < 1:
+        fix = "pass a share from 0 to below 1"
+        raise ContrastInputError(function, argument, f"is {value}", fix)
+
+
+def check_generator(function: str, generator: torch.Generator | None) -> torch.Generator:
+    """Refuse to draw from the global random state."""
+    if generator is None:
+        fix = "pass a seeded torch.Generator"
+        raise ContrastInputError(function, "generator", "is None", fix)
+    return generator
+
+
+def check_device(function: str, name: str, value: Tensor, first: str, reference: Tensor) -> None:
+    """Refuse two tensors on unlike devices."""
+    if value.device != reference.device:
+        found = f"is on {value.device}, {first!r} on {reference.device}"
+        raise ContrastInputError(function, name, found, "move both to one device")
+
+
+def check_shape(function: str, argument: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse another shape, -1 being any length above 0, and what is not floating-point."""
+    fits = x.dim() == len(shape) and 0 not in x.shape and x.is_floating_point()
+    if not fits or any(a not in (-1, b) for a, b in zip(shape, x.shape, strict=True)):
+        found = f"has shape {tuple(x.shape)} and dtype {x.dtype}"
+        fix = f"pass floating-point values of shape {shape}".replace("-1", "any")
+        raise ContrastInputError(function, argument, found, fix)
+
+
 def check_rows(function: str, argument: str, x: Tensor, at_least: int = 1) -> None:
     """Refuse what is no floating-point matrix with so many rows and one column."""
-    if x.ndim != 2 or not x.is_floating_point():
-        raise ContrastInputError(
-            function,
-            argument,
-            f"has shape {tuple(x.shape)} and dtype {x.dtype}",
-            "pass floating-point embeddings of shape (samples, dimensions)",
-        )
-    if x.shape[0] < at_least or x.shape[1] == 0:
-        raise ContrastInputError(
-            function,
-            argument,
-            f"has shape {tuple(x.shape)}",
-            f"pass at least {at_least} row(s) and one dimension",
-        )
+    if x.ndim != 2 or not x.is_floating_point() or x.shape[0] < at_least or x.shape[1] == 0:
+        found = f"has shape {tuple(x.shape)} and dtype {x.dtype}"
+        fix = "pass floating-point embeddings of shape (samples, dimensions)"
+        raise ContrastInputError(function, argument, found, f"{fix}, at least {at_least} row(s)")
 
 
-def check_dimension(function: str, at_least: int = 1, **matrices: Tensor) -> None:
+def check_dimension(function: str, at_least: int = 1, /, **matrices: Tensor) -> None:
     """Refuse matrices, given by argument name, that differ in their number of columns."""
     (first, x), *others = matrices.items()
     check_rows(function, first, x, at_least)
     for name, y in others:
         check_rows(function, name, y)
         if y.shape[1] != x.shape[1]:
-            raise ContrastInputError(
-                function,
-                name,
-                f"has {y.shape[1]} dimensions, {first!r} has {x.shape[1]}",
-                "pass embeddings of one space",
-            )
+            found = f"has {y.shape[1]} dimensions, {first!r} has {x.shape[1]}"
+            raise ContrastInputError(function, name, found, "pass the same number of dimensions")
 
 
-def check_pair(function: str, at_least: int = 1, **matrices: Tensor) -> None:
-    """Refuse two matrices, given by argument name, of unlike shape."""
-    check_dimension(function, at_least, **matrices)
-    (first, x), (second, y) = matrices.items()
-    if x.shape != y.shape:
-        raise ContrastInputError(
-            function,
-            second,
-            f"has shape {tuple(y.shape)}, {first!r} has {tuple(x.shape)}",
-            "pass the same samples in the same order",
-        )
+def check_pair(function: str, at_least: int = 1, /, **matrices: Tensor) -> None:
+    """Refuse matrices, given by argument name, of unlike shape or device."""
+    (first, x), *others = matrices.items()
+    check_rows(function, first, x, at_least)
+    for name, y in others:
+        check_rows(function, name, y)
+        if y.shape != x.shape:
+            found = f"has shape {tuple(y.shape)}, {first!r} has {tuple(x.shape)}"
+            same = "rows" if len(y) != len(x) else "dimensions"
+            raise ContrastInputError(function, name, found, f"pass the same number of {same}")
+        check_device(function, name, y, first, x)
 
 
 def check_integers(function: str, argument: str, values: Tensor, count: int) -> None:
     """Refuse what is not one integer a row."""
-    if values.shape != (count,) or values.is_floating_point():
-        raise ContrastInputError(
-            function,
-            argument,
-            f"has shape {tuple(values.shape)} and dtype {values.dtype}",
-            f"pass {count} integers, one a row",
-        )
+    whole = not (values.is_floating_point() or values.is_complex() or values.dtype is torch.bool)
+    if values.shape != (count,) or not whole:
+        found = f"has shape {tuple(values.shape)} and dtype {values.dtype}"
+        raise ContrastInputError(function, argument, found, f"pass {count} integers, one a row")
 
 
 def check_finite(function: str, argument: str, x: Tensor) -> None:
     """Refuse values that are not finite, and name the first rows that hold them."""
     bad = ~torch.isfinite(x)
     if bool(bad.any()):
-        rows = torch.nonzero(bad.flatten(1).any(1) if x.ndim > 1 else bad).flatten()
-        raise ContrastInputError(
-            function,
-            argument,
-            f"has {int(bad.sum())} values that are not finite, first in rows {rows[:3].tolist()}",
-            "leave these rows out, or look why the encoder gives them",
-        )
-
-
-def check_positive(function: str, argument: str, value: float) -> None:
-    """Refuse a number that is not finite and above 0."""
-    if not 0 < value < math.inf:
-        raise ContrastInputError(function, argument, f"is {value}", "pass a finite number above 0")
+        rows = torch.nonzero(bad.flatten(1).any(1) if x.ndim > 1 else bad).flatten()[:3].tolist()
+        found = f"has {int(bad.sum())} values that are not finite, first in rows {rows}"
+        fix = "leave these rows out, or look why the encoder gives them"
+        raise ContrastInputError(function, argument, found, fix)

@@ -13,12 +13,9 @@ from torch.nn import functional as F
 
 from diptych_contrast.common import (
     Common,
-    Keys,
     LossResult,
     Options,
     TemperatureLike,
-    check_choice,
-    decline,
     meet_columns,
     read_options,
     read_scale,
@@ -27,6 +24,7 @@ from diptych_contrast.common import (
     sample_ids,
 )
 from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_choice
 from diptych_contrast.kernel import log_sums
 from diptych_contrast.kernel.normalize import unit_rows
 from diptych_contrast.pairwise.sup_con import class_contrast
@@ -38,15 +36,11 @@ Parity = Literal["official"] | None
 def nt_xent_multi(
     views: Views, temperature: TemperatureLike = 0.5, **common: Unpack[Common]
 ) -> LossResult:
-    """NT-Xent for two or more views: SupCon with the sample as the class.
+    """NT-Xent for two or more views (Chen et al., 2020; Khosla et al., 2020).
 
-    The mean over embeddings i of ``log sum_{a != i} exp(s_ia / t) - mean_p s_ip / t``, p over the
-    other views of the same sample. With two views it equals `nt_xent`.
-
-    Args:
-        views: Views of the same samples in the same order, shape (v, n, d), v >= 2.
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        **common: See `Common`; rows are view-major, ``return_info`` gives `PairInfo` too.
+    ``log sum_{a != i} exp(s_ia / t) - mean_p s_ip / t`` for an embedding i, p over the other views
+    of the same sample: SupCon with the sample as the class; with two views `nt_xent`.
+    Rows are view-major.
 
     Example:
         >>> round(nt_xent_multi(torch.ones(3, 4, 8)).exp().item())
@@ -68,11 +62,11 @@ def mv_info_nce(
     parity: Parity = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """InfoNCE over all pairs of views at once (MV-InfoNCE; Koromilas et al., 2025).
+    """InfoNCE over all pairs of views at once (Koromilas et al., 2025, MV-InfoNCE).
 
-    The mean over samples i of ``log sum_{l, m != l, j} exp(u_il.u_jm / t)
-    - log sum_{l != m} exp(u_il.u_im / t)``, u_il the view l of sample i, j over all samples. The
-    authors' code counts pairs within a view as well; the paper and our default leave them out.
+    ``log sum_{l, m != l, j} exp(u_il.u_jm / t) - log sum_{l != m} exp(u_il.u_im / t)`` for a sample
+    i, u_il its view l, j over all samples. The authors' code counts pairs within a view as well;
+    the paper and our default leave them out.
 
     Args:
         views: Views of the same samples in the same order, shape (v, n, d), v >= 2, n >= 2.
@@ -99,18 +93,13 @@ def mv_dhel(
     parity: Parity = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Decoupled hyperspherical energy over views (MV-DHEL; Koromilas et al., 2025).
+    """Decoupled hyperspherical energy over views (Koromilas et al., 2025, MV-DHEL).
 
-    The mean over samples i of ``sum_l log sum_{j != i} exp(u_il.u_jl / t)
-    - log sum_{l != m} exp(u_il.u_im / t)``: samples repel within each view, views of a sample
-    attract. The authors' code multiplies the v sums, which overflows from some 9 views on, and
-    counts each pair of views once, a constant log 2; ours adds logarithms.
-
-    Args:
-        views: Views of the same samples in the same order, shape (v, n, d), v >= 2, n >= 2.
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        parity: ``official``: with the log 2 of the authors' code, without its overflow.
-        **common: See `Common`; a row is a sample.
+    ``sum_l log sum_{j != i} exp(u_il.u_jl / t) - log sum_{l != m} exp(u_il.u_im / t)`` for a sample
+    i: samples repel within each view, views of a sample attract. The authors' code multiplies the v
+    sums, which overflows from some 9 views on, and counts each pair of views once, a constant
+    log 2; ours adds logarithms.
+    Arguments as `mv_info_nce`; ``parity="official"`` adds the log 2, without their overflow.
 
     Example:
         >>> round((mv_dhel(torch.ones(2, 4, 8), 1.0) - 1).exp().item(), 3)
@@ -132,10 +121,10 @@ def poly_view(
     aggregate: Literal["geometric", "arithmetic", "sufficient"] = "geometric",
     **common: Unpack[Common],
 ) -> LossResult:
-    """Contrast a view with each other view or with their mean (PVC; Shidani et al., 2024).
+    """Contrast a view with each other view or with their mean (Shidani et al., 2024, PVC).
 
-    For view a of sample i and another view b, ``l_iab = log(exp(s_ia,ib / t)
-    + sum_{j != i, m} exp(s_ia,jm / t)) - s_ia,ib / t``; the loss of a row is the mean over b of l
+    The mean over b of ``l_iab = log(exp(s_ia,ib / t) + sum_{j != i, m} exp(s_ia,jm / t))
+    - s_ia,ib / t`` for view a of sample i and its other views b
     (``geometric``), ``-log mean_b exp(-l)`` (``arithmetic``), or l with the mean of the other
     views' unit vectors as the one positive (``sufficient``). With two views all equal `nt_xent`.
 
@@ -214,9 +203,7 @@ def average_views(
 def _outer(function: str, arguments: dict[str, Any]) -> Options:
     """The two common arguments that a mean of losses reads itself."""
     words = {word: arguments[word] for word in ("normalize", "return_info") if word in arguments}
-    options = read_options(function, cast(Common, words))
-    decline(options, "return_info")
-    return options
+    return read_options(function, cast(Common, words), "return_info")
 
 
 def _several(options: Options, views: Views) -> Tensor:
@@ -229,8 +216,7 @@ def _several(options: Options, views: Views) -> Tensor:
 def _read(
     function: str, views: Views, temperature: TemperatureLike, common: Common, parity: Parity = None
 ) -> tuple[Options, Tensor, Tensor]:
-    options = read_options(function, common)
-    decline(options, "return_info")
+    options = read_options(function, common, "return_info")
     check_choice(function, "parity", parity, None, "official")
     stacked = _several(options, views)
     if stacked.shape[1] < 2 and options.group is None:
@@ -244,7 +230,7 @@ def _log_sums(options: Options, views: Tensor, scale: Tensor, mask: str) -> Tens
     rows = views.flatten(0, 1)
     sample = sample_ids(options, views[0]).repeat(count)
     view = torch.arange(count, device=rows.device).repeat_interleave(n)
-    columns, keys = meet_columns(options, rows, Keys(sample, view))
+    columns, keys = meet_columns(options, rows, sample, view)
     plain = columns is None and mask == "not_self"  # positions suffice, and are faster
     used = None if plain else keys
     lse, _ = log_sums(rows, columns, scale, (mask,), keys=used, engine=options.engine)

@@ -9,24 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from diptych_contrast.common import Common, Options, decline, read_options
-from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.common import Options
 
 BLOCK_PAIRS = 2**18
-
-
-def read_local_options(function: str, given: Common) -> Options:
-    """Read the common arguments of a loss of one process that tells no `PairInfo`."""
-    options = read_options(function, given)
-    decline(options, "group", "ring", "return_info")
-    return options
-
-
-def refuse(function: str, *findings: tuple[str, bool, str, str]) -> None:
-    """Raise for the first finding ``(argument, whether it holds, found, fix)`` that holds."""
-    for argument, holds, found, fix in findings:
-        if holds:
-            raise ContrastInputError(function, argument, found, fix)
+# What losses that compute block by block cannot honour.
+LOCAL = ("group", "ring", "return_info")
 
 
 def by_rows(
@@ -47,9 +34,6 @@ def by_rows(
         columns: What all rows meet: columns, parameters.
         pairs: Values that the function holds for one row.
         options: ``tile`` sets the rows of a block; ``backend="dense"`` takes one block.
-
-    Returns:
-        The results of all rows, shape (n, ...).
     """
     size = max(1, BLOCK_PAIRS // pairs) if options.tile == "auto" else options.tile
     with torch.autocast(rows[0].device.type, enabled=False):

@@ -12,17 +12,14 @@ from torch import Tensor
 
 from diptych_contrast.common import (
     Common,
-    check_choice,
-    decline,
     read_labels,
     read_options,
     read_views,
-    readable,
 )
 from diptych_contrast.diagnostics import uniformity
 from diptych_contrast.dist import gather_no_grad, gather_with_grad
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.inputs import check_pair, check_positive, check_rows
+from diptych_contrast.inputs import check_choice, check_pair, check_positive, check_rows, readable
 from diptych_contrast.kernel import pair_lse
 from diptych_contrast.multiview import Parity, Views
 
@@ -60,7 +57,7 @@ def sep_clr(
     parity: Parity = None,
     **options: Unpack[Common],
 ) -> tuple[Float[Tensor, ""], SepParts]:
-    """Separate what all samples share from what only targets have (SepCLR; Louiset et al., 2024).
+    """Separate what all samples share from what only targets have (Louiset et al., 2024, SepCLR).
 
     With ``t = 0.5`` and s' the salient vectors, zero for backgrounds: the common term
     ``mean ||c1 - c2||^2 / 2t + unif(c1) + unif(c2)`` of unit vectors, ``unif = log mean_{i<j}
@@ -82,8 +79,7 @@ def sep_clr(
         >>> sep_clr(z, z, target)[1].n_target.item()
         2
     """
-    settings = read_options("sep_clr", options)
-    decline(settings, "ring", "return_info")
+    settings = read_options("sep_clr", options, "ring", "return_info")
     check_choice("sep_clr", "reduction", settings.reduction, "mean")
     check_choice("sep_clr", "parity", parity, None, "official")
     c = read_views(settings, "common", common)
@@ -125,17 +121,13 @@ def joint_entropy(
 
     ``mean_i log mean_j exp(-||c_i - c_j||^2 / 2t) exp(-||s_i - s_j||^2 / 2t)``, j = i included:
     one sweep over the joined vectors.
-
-    Args:
-        c: Common vectors, shape (n, c).
-        s: Salient vectors of the same samples, shape (n, s).
-        t: Width of the kernel, above 0.
+    The vectors are of shape (n, c) and (n, s), the kernel is t > 0 wide.
 
     Example:
         >>> abs(joint_entropy(torch.ones(4, 2), torch.ones(4, 3)).item()) < 1e-6
         True
     """
-    check_positive("joint_entropy", "t", t)
+    check_positive("joint_entropy", t=t)
     check_rows("joint_entropy", "c", c)
     check_rows("joint_entropy", "s", s)
     if len(c) != len(s):
@@ -166,8 +158,8 @@ def sup_alignment(
         >>> sup_alignment(torch.eye(2), torch.ones(2, 2)).item()
         1.0
     """
-    check_positive("sup_alignment", "t", t)
-    check_pair("sup_alignment", at_least=2, s=s, y=y)
+    check_positive("sup_alignment", t=t)
+    check_pair("sup_alignment", 2, s=s, y=y)
     wide = s.to(torch.promote_types(s.dtype, torch.float32))
     weights = torch.exp((y[:, None] - y).to(wide).square() / (-2 * t))
     total = (weights * (wide[:, None] - wide).square()).sum()

@@ -47,11 +47,7 @@ class _Resumable(Sampler[list[int]]):
         return {"version": 1, "seed": self.seed, "epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a sampler of the same seed stood.
-
-        Raises:
-            ContrastInputError: The state is of another seed or of a later version.
-        """
+        """Go on where a sampler of the same seed stood."""
         for name, own in (("version", 1), ("seed", self.seed)):
             if state[name] != own:
                 function = f"{type(self).__name__}.load_state_dict"
@@ -71,9 +67,6 @@ class ClassBalancedSampler(_Resumable):
         classes_per_batch: P >= 1.
         samples_per_class: K >= 1; a smaller class repeats its samples.
         seed: Seed of the draws.
-
-    Raises:
-        ContrastInputError: Fewer classes than P, or a number below 1.
 
     Example:
         >>> next(iter(ClassBalancedSampler([0, 0, 1, 1], 2, 1))).__len__()
@@ -125,9 +118,6 @@ class SubjectSampler(_Resumable):
         groups: Subject (patient, recording) of each sample.
         batch_size: Samples of a batch, from as many subjects.
         seed: Seed of the draws.
-
-    Raises:
-        ContrastInputError: Fewer subjects than ``batch_size``, or a size below 1.
 
     Example:
         >>> [len(b) for b in SubjectSampler(["a", "a", "b", "c"], 2)]

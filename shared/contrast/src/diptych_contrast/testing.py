@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_least, check_positive
 
 _BAYES_DRAWS = 100_000
 
@@ -49,18 +50,13 @@ def hypersphere(n: int, d: int, classes: int, kappa: float, seed: int) -> Hypers
     Returns:
         Points (fp32), labels, means, Bayes accuracy in [1/classes, 1] and its standard error.
 
-    Raises:
-        ContrastInputError: A size or concentration out of range.
-
     Example:
         >>> hypersphere(10, 8, 4, 50.0, seed=0).bayes_accuracy > 0.99
         True
     """
-    for name, value, least in (("n", n, 1), ("d", d, 2), ("classes", classes, 2)):
-        if value < least:
-            raise ContrastInputError("hypersphere", name, f"is {value}", f"pass at least {least}")
-    if not 0 < kappa < math.inf:
-        raise ContrastInputError("hypersphere", "kappa", f"is {kappa}", "pass a number above 0")
+    check_least("hypersphere", 1, n=n)
+    check_least("hypersphere", 2, d=d, classes=classes)
+    check_positive("hypersphere", kappa=kappa)
     means_source, points_source, bayes_source = np.random.default_rng(seed).spawn(3)
     means = _directions(means_source, classes, d)
     labels = points_source.integers(classes, size=n)
@@ -93,25 +89,11 @@ def gaussian_pairs(n: int, d: int, rho: float, seed: int) -> GaussianPairs:
 
     Their mutual information is ``-d/2 log(1 - rho^2)`` (Belghazi et al., 2018).
 
-    Args:
-        n: Number of pairs.
-        d: Dimension.
-        rho: Correlation, in (-1, 1).
-        seed: Seed of the draw.
-
-    Returns:
-        Both sides (fp32) and the mutual information.
-
-    Raises:
-        ContrastInputError: A size below 1, or a correlation out of range.
-
     Example:
         >>> round(gaussian_pairs(2, 4, 0.5, seed=0).mutual_information, 4)
         0.5754
     """
-    for name, value in (("n", n), ("d", d)):
-        if value < 1:
-            raise ContrastInputError("gaussian_pairs", name, f"is {value}", "pass at least 1")
+    check_least("gaussian_pairs", 1, n=n, d=d)
     if not -1 < rho < 1:
         raise ContrastInputError("gaussian_pairs", "rho", f"is {rho}", "pass a number in (-1, 1)")
     x, noise = torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed))
@@ -135,22 +117,14 @@ def salient(n: int, seed: int) -> Salient:
     Common factors are normal, the salient factor is uniform in (-1, 1); an orthogonal matrix
     spreads them over 24 dimensions, and each view adds noise of deviation 0.1.
 
-    Args:
-        n: Number of samples, at least 2; every second one is a target.
-        seed: Seed of all draws.
-
     Returns:
         Views (fp32), 1 for targets, and the factors; the salient one of a background is unseen.
-
-    Raises:
-        ContrastInputError: Fewer than two samples.
 
     Example:
         >>> salient(4, seed=0).target.tolist()
         [0, 1, 0, 1]
     """
-    if n < 2:
-        raise ContrastInputError("salient", "n", f"is {n}", "pass at least 2")
+    check_least("salient", 2, n=n)
     source = torch.Generator().manual_seed(seed)
     mixing = torch.linalg.qr(torch.randn(24, 24, generator=source))[0][:4]
     factors, target = torch.randn(n, 3, generator=source), torch.arange(n) % 2

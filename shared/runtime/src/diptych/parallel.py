@@ -18,6 +18,7 @@ from typing import Any
 import joblib
 
 from diptych.errors import InterruptedRun
+from diptych.memory import keep_freed_memory
 from diptych.progress import Bar, progress, quiet
 from diptych.training import Job, train_fit, unfinished_before
 
@@ -103,6 +104,7 @@ def _train_in_process(
     from diptych.run import RunFolder
 
     _die_with(os.getppid())
+    keep_freed_memory()
     torch.set_num_threads(threads)
     run = RunFolder(folder)
     job = Job(run, load(pipeline), config, Prepared.open(prepared), tuple(run.fits()))

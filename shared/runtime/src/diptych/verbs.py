@@ -13,6 +13,7 @@ from diptych.contract import Pipeline
 from diptych.errors import InterruptedRun, TrainingError, UsageError
 from diptych.files import read_json, write_json, write_text
 from diptych.findings import Findings
+from diptych.memory import keep_freed_memory
 from diptych.run import RunFolder, TrainedFits
 from diptych.scoring import score_data, score_run
 from diptych.training import (
@@ -143,6 +144,7 @@ def train_fits(job: Job, fabric: Fabric, *, only: str | None = None) -> None:
     """
     import torch
 
+    keep_freed_memory()
     run_section = job.config.run
     if run_section.threads is not None:
         torch.set_num_threads(run_section.threads)

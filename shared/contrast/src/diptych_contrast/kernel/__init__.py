@@ -5,28 +5,17 @@ second derivatives), `autograd` (the sweep as a differentiable function), `ring`
 processes), `sums` (functions of the scores), `api` and `extremes` (what is called).
 """
 
-from diptych_contrast.errors import ContrastInputError, ContrastWarning
-from diptych_contrast.kernel.api import Backend, Engine, check_engine, log_sums, pair_lse
-from diptych_contrast.kernel.extremes import pair_expect, pair_max
-from diptych_contrast.kernel.masks import PairMask
-from diptych_contrast.kernel.normalize import unit_rows
-from diptych_contrast.kernel.sums import pair_sum
-from diptych_contrast.kernel.tiles import default_tile
-from diptych_contrast.statistics import PairInfo
-
-__all__ = [
-    "Backend",
-    "ContrastInputError",
-    "ContrastWarning",
-    "Engine",
-    "PairInfo",
-    "PairMask",
-    "check_engine",
-    "default_tile",
-    "log_sums",
-    "pair_expect",
-    "pair_lse",
-    "pair_max",
-    "pair_sum",
-    "unit_rows",
-]
+from diptych_contrast.errors import ContrastInputError as ContrastInputError
+from diptych_contrast.errors import ContrastWarning as ContrastWarning
+from diptych_contrast.kernel.api import Backend as Backend
+from diptych_contrast.kernel.api import Engine as Engine
+from diptych_contrast.kernel.api import check_engine as check_engine
+from diptych_contrast.kernel.api import log_sums as log_sums
+from diptych_contrast.kernel.api import pair_lse as pair_lse
+from diptych_contrast.kernel.extremes import pair_expect as pair_expect
+from diptych_contrast.kernel.extremes import pair_max as pair_max
+from diptych_contrast.kernel.masks import PairMask as PairMask
+from diptych_contrast.kernel.normalize import unit_rows as unit_rows
+from diptych_contrast.kernel.sums import pair_sum as pair_sum
+from diptych_contrast.kernel.tiles import default_tile as default_tile
+from diptych_contrast.statistics import PairInfo as PairInfo

@@ -84,7 +84,8 @@ def log_sums(
         Log-sum-exp, shape (k, n), with ``both`` (k, n + m), and the largest scores, same shape,
         detached, empty unless asked for.
     """
-    tensors = (a, b, scale.to(a.dtype).reshape(-1), *biases, *_keys(keys))
+    given = (None,) * 6 if keys is None else keys.keys()
+    tensors = (a, b, scale.to(a.dtype).reshape(-1), *biases, *given)
     expressions = ",".join(masks)
     mode = "symmetric" if b is None else "both" if both else "rows"
     rings = engine.ring and b is not None
@@ -100,10 +101,6 @@ def log_sums(
     keep = graph and not torch.compiler.is_compiling() and not rings
     plan = Plan(expressions, mode, size, engine.unit, fused, keep, peak)
     return ring_sweep(plan, engine.group, *tensors) if rings else sweep(plan, *tensors)
-
-
-def _keys(keys: PairMask | None) -> tuple[Tensor | None, ...]:
-    return (None,) * 6 if keys is None else keys.keys()
 
 
 def _dense_sweep(plan: Plan, *tensors: Any) -> tuple[Tensor, Tensor]:
@@ -167,12 +164,6 @@ def pair_lse(
         backend: ``tiled``, ``dense`` (stores all scores) or ``auto``.
         tile: Rows and columns of a tile, or ``auto``.
 
-    Returns:
-        Shape (n, k).
-
-    Raises:
-        ContrastInputError: Shapes, masks or settings that do not fit together.
-
     Example:
         >>> pair_lse(torch.zeros(3, 2), None, 1.0, symmetric=True).exp()[0].item()
         2.0
@@ -185,20 +176,14 @@ def pair_lse(
     if not 1 <= len(masks) <= 3:
         raise ContrastInputError(name, "masks", f"has {len(masks)} entries", "pass one to three")
     if scale.dim() > 1 or (scale.dim() == 1 and len(scale) not in {1, len(masks)}):
-        raise ContrastInputError(
-            name,
-            "beta",
-            f"has shape {tuple(scale.shape)} for {len(masks)} masks",
-            "pass one number, or one for each mask",
-        )
+        found = f"has shape {tuple(scale.shape)} for {len(masks)} masks"
+        fix = "pass one number, or one for each mask"
+        raise ContrastInputError(name, "beta", found, fix)
     own_columns = b is not None and b.shape != a.shape
     if symmetric and (col_bias is not None or own_columns):
-        raise ContrastInputError(
-            name,
-            "symmetric",
-            "is True with columns or a column bias of their own",
-            "pass b=None, and the bias as row_bias: it counts on both sides",
-        )
+        found = "is True with columns or a column bias of their own"
+        fix = "pass b=None, and the bias as row_bias: it counts on both sides"
+        raise ContrastInputError(name, "symmetric", found, fix)
     if keys is None and not symmetric and b is None:
         raise ContrastInputError(name, "b", "is None", "pass the columns, or symmetric=True")
     lse, _ = log_sums(
@@ -217,19 +202,13 @@ def operands(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Check rows and columns and bring them to one dtype, float32 or float64."""
     for argument, value in (("a", a), ("b", b)):
         if value.dim() != 2 or not value.is_floating_point():
-            raise ContrastInputError(
-                name,
-                argument,
-                f"has shape {tuple(value.shape)} and dtype {value.dtype}",
-                "pass a matrix of floating-point embeddings",
-            )
+            found = f"has shape {tuple(value.shape)} and dtype {value.dtype}"
+            fix = "pass a matrix of floating-point embeddings"
+            raise ContrastInputError(name, argument, found, fix)
     if a.shape[1] != b.shape[1]:
-        raise ContrastInputError(
-            name,
-            "b",
-            f"has shape {tuple(b.shape)}, 'a' has {tuple(a.shape)}",
-            "pass the same number of dimensions",
-        )
+        found = f"has shape {tuple(b.shape)}, 'a' has {tuple(a.shape)}"
+        fix = "pass the same number of dimensions"
+        raise ContrastInputError(name, "b", found, fix)
     dtype = torch.float64 if torch.float64 in {a.dtype, b.dtype} else torch.float32
     return a.to(dtype), b.to(dtype)
 
@@ -238,10 +217,7 @@ def _bias(name: str, argument: str, bias: Tensor | None, rows: Tensor) -> Tensor
     if bias is None:
         return None
     if bias.shape != rows.shape[:1]:
-        raise ContrastInputError(
-            name,
-            argument,
-            f"has shape {tuple(bias.shape)}",
-            f"pass one value for each of the {len(rows)} rows or columns",
-        )
+        found = f"has shape {tuple(bias.shape)}"
+        fix = f"pass one value for each of the {len(rows)} rows or columns"
+        raise ContrastInputError(name, argument, found, fix)
     return bias.to(rows.dtype)

@@ -94,9 +94,6 @@ def pair_expect(
     Returns:
         ``logZ``, minus infinity in rows without pairs, and E, there 0; both of shape (n,).
 
-    Raises:
-        ContrastInputError: An unknown cost.
-
     Example:
         >>> pair_expect(torch.eye(2), torch.eye(2), 1.0, 1e-6, "sqdist")[1].round().tolist()
         [1.0, 1.0]

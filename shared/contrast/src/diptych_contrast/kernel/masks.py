@@ -37,9 +37,6 @@ class PairMask:
         expr: Words ``any``, ``not_self``, ``same_id``, ``same_label``, ``other_view`` joined by
             ``&``, ``|``, ``~`` and brackets.
 
-    Raises:
-        ContrastInputError: The expression has another word, or a key is not an integer vector.
-
     Example:
         >>> PairMask(row_label=torch.tensor([0, 0, 1]), expr="same_label & not_self").expr
         'same_label & not_self'
@@ -59,12 +56,9 @@ class PairMask:
         parse(self.expr)
         for name, key in zip(KEYS, self.keys(), strict=True):
             if key is not None and (key.dim() != 1 or key.dtype not in _INTEGERS):
-                raise ContrastInputError(
-                    "PairMask",
-                    name,
-                    f"has shape {tuple(key.shape)} and dtype {key.dtype}",
-                    "pass one integer for each row or column",
-                )
+                found = f"has shape {tuple(key.shape)} and dtype {key.dtype}"
+                fix = "pass one integer for each row or column"
+                raise ContrastInputError("PairMask", name, found, fix)
 
     def keys(self) -> tuple[Tensor | None, ...]:
         """Return the six keys in the order of `KEYS`."""
@@ -83,12 +77,9 @@ def parse(expression: str) -> Tree:
     try:
         return _read(ast.parse(expression, mode="eval").body)
     except (SyntaxError, KeyError, TypeError):
-        raise ContrastInputError(
-            "PairMask",
-            "expr",
-            f"is {expression!r}",
-            f"join the words {', '.join(ATOMS)} by &, |, ~ and brackets",
-        ) from None
+        found = f"is {expression!r}"
+        fix = f"join the words {', '.join(ATOMS)} by &, |, ~ and brackets"
+        raise ContrastInputError("PairMask", "expr", found, fix) from None
 
 
 def _read(node: ast.AST) -> Tree:
@@ -135,9 +126,6 @@ class Masks:
         shape: Number of rows and columns.
         tile: Rows and columns of a tile.
         device: Device of the embeddings.
-
-    Raises:
-        ContrastInputError: An expression uses a key that is not there.
     """
 
     def __init__(
@@ -167,18 +155,7 @@ class Masks:
         return self._positions and all(tree in {"any", "not_self"} for tree in self.trees)
 
     def hide(self, tile: Tensor, index: int, rows: slice, cols: slice, value: float) -> Tensor:
-        """Write ``value`` in place over the pairs of a tile that mask ``index`` leaves out.
-
-        Args:
-            tile: One value a pair, shape (rows, cols).
-            index: Which of the masks.
-            rows: Rows of the tile.
-            cols: Columns of the tile.
-            value: What the pairs left out shall hold.
-
-        Returns:
-            The same tile.
-        """
+        """Write ``value`` in place over the pairs of a tile that mask ``index`` leaves out."""
         if self._positions and self.trees[index] == "not_self":
             if rows.start < cols.stop and cols.start < rows.stop:
                 tile.diagonal(rows.start - cols.start).fill_(value)

@@ -1,15 +1,9 @@
 """Margins and matching: triplets, ranking of two modalities, boosting, label guidance."""
 
-from diptych_contrast.matching.boost import birank, boost_abs, boost_kl, boost_pro, boost_rel
-from diptych_contrast.matching.label_guided import label_guided
-from diptych_contrast.matching.triplet import triplet
-
-__all__ = [
-    "birank",
-    "boost_abs",
-    "boost_kl",
-    "boost_pro",
-    "boost_rel",
-    "label_guided",
-    "triplet",
-]
+from diptych_contrast.matching.boost import birank as birank
+from diptych_contrast.matching.boost import boost_abs as boost_abs
+from diptych_contrast.matching.boost import boost_kl as boost_kl
+from diptych_contrast.matching.boost import boost_pro as boost_pro
+from diptych_contrast.matching.boost import boost_rel as boost_rel
+from diptych_contrast.matching.labels import label_guided as label_guided
+from diptych_contrast.matching.labels import triplet as triplet

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Literal, Unpack
 
@@ -14,12 +13,13 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     Options,
-    check_choice,
-    check_device,
     read_embeddings,
+    read_options,
     reduce_rows,
 )
-from diptych_contrast.rowwise import read_local_options, refuse
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_choice, check_device, check_least
+from diptych_contrast.rowwise import LOCAL
 
 Scores = Float[Tensor, "n n"] | tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]
 Parity = Literal["official"] | None
@@ -37,9 +37,9 @@ def birank(
     parity: Parity = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Bidirectional ranking of two modalities (Faghri et al., 2018; Diao et al., 2023, DBL).
+    """Bidirectional ranking of two modalities (Faghri et al., 2018, VSE++; Diao et al., 2023, DBL).
 
-    The mean over pairs i of ``[m + max_j S_ij - S_ii]_+ + [m + max_j S_ji - S_ii]_+``, j over
+    ``[m + max_j S_ij - S_ii]_+ + [m + max_j S_ji - S_ii]_+`` for a pair i, j over
     negatives; the authors sum over the batch (``parity="official"``).
 
     Args:
@@ -75,18 +75,10 @@ def boost_abs(
 ) -> LossResult:
     """Absolute boosting over an anchor branch (Diao et al., 2023, DBL).
 
-    With ``m = beta margin``, the mean over pairs i of ``2 [gamma m + A_ii - S_ii]_+`` and the
-    hardest ``[(1 - gamma) m + S_ij - A_ij]_+`` of row and of column i. The anchor A is constant.
-
-    Args:
-        S: Scores of the target branch, shape (n, n), or its embeddings (x, y).
-        S_anchor: The same of the anchor branch.
-        margin: Margin, >= 0.
-        beta: Factor of the margin.
-        gamma: Share of the margin that positives take, in [0, 1].
-        negatives: See `birank`.
-        parity: ``official``: the sum over the batch.
-        **common: See `Common`.
+    ``2 [gamma m + A_ii - S_ii]_+ + max_j [(1 - gamma) m + S_ij - A_ij]_+`` for a pair i, the latter
+    of its row and of its column, ``m = beta margin``. The anchor A is constant.
+    A is the anchor's scores, or embeddings, like S; ``gamma`` in [0, 1] the share of the margin
+    that positives take. Else as `birank`.
 
     Example:
         >>> round(boost_abs(torch.zeros(4, 4), torch.zeros(4, 4)).item(), 4)
@@ -113,8 +105,8 @@ def boost_rel(
 ) -> LossResult:
     """Relative boosting: the gap to the negatives grows over the anchor's (Diao et al., 2023, DBL).
 
-    The mean over pairs i of the hardest ``[beta m + (A_ii - A_ij) - (S_ii - S_ij)]_+`` of row and
-    of column i. Arguments and result as `boost_abs`.
+    ``max_j [beta m + (A_ii - A_ij) - (S_ii - S_ij)]_+`` for a pair i, of its row and of its column.
+    Arguments and result as `boost_abs`.
 
     Example:
         >>> round(boost_rel(torch.zeros(4, 4), torch.zeros(4, 4)).item(), 4)
@@ -138,10 +130,10 @@ def boost_kl(
     parity: Parity = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Follow the anchor's ranking: ``KL(softmax(10 A) || softmax(10 S))`` over rows and columns.
+    """Follow the anchor's ranking (Diao et al., 2023, DBL).
 
-    The mean over pairs i of both (Diao et al., 2023, DBL); pairs that are neither own pair nor
-    negative leave the softmax. The official form is the same. Arguments as `boost_abs`.
+    ``KL(softmax(10 A) || softmax(10 S))`` of row and of column i, added; pairs that are neither own
+    nor negative leave the softmax. The official form is the same. Arguments as `boost_abs`.
 
     Example:
         >>> boost_kl(torch.eye(4), torch.eye(4)).item()
@@ -164,9 +156,9 @@ def boost_pro(
     parity: Parity = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Gain most on the own pair: cross-entropy of ``softmax(10 (S - A))`` over rows and columns.
+    """Gain most on the own pair (Diao et al., 2023, DBL).
 
-    The mean over pairs i of both (Diao et al., 2023, DBL); else as `boost_kl`.
+    ``-log softmax(10 (S - A))_ii`` of row and of column i, added; else as `boost_kl`.
 
     Example:
         >>> round(boost_pro(torch.eye(4), torch.eye(4)).div(2).exp().item())
@@ -189,10 +181,9 @@ def _read_scores(
     parity: str | None = None,
 ) -> tuple[Options, Tensor, Tensor, Tensor]:
     """Options, scores of target and anchor (detached), and which pairs are negatives."""
-    options = read_local_options(function, common)
-    wrong = not 0 <= margin < math.inf
+    options = read_options(function, common, *LOCAL)
     check_choice(function, "parity", parity, None, "official")
-    refuse(function, ("margin", wrong, f"is {margin}", "pass a finite number, at least 0"))
+    check_least(function, 0, margin=margin)
     if parity == "official" and options.reduction == "mean":
         options = replace(options, reduction="sum")
     scores = _one(options, "S", target)
@@ -200,11 +191,11 @@ def _read_scores(
     own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     mask = ~own if negatives is None else negatives
     for name, value in (("S_anchor", other), ("negatives", mask)):
-        found = f"has shape {tuple(value.shape)} and dtype {value.dtype}"
-        wrong = value.shape != scores.shape or (name == "negatives" and value.dtype != torch.bool)
-        words = "bool" if name == "negatives" else "scores"
-        fix = f"pass {words} of shape {tuple(scores.shape)}, as 'S'"
-        refuse(function, (name, wrong, found, fix))
+        if value.shape != scores.shape or (name == "negatives" and value.dtype != torch.bool):
+            found = f"has shape {tuple(value.shape)} and dtype {value.dtype}"
+            words = "bool" if name == "negatives" else "scores"
+            fix = f"pass {words} of shape {tuple(scores.shape)}, as 'S'"
+            raise ContrastInputError(function, name, found, fix)
         check_device(function, name, value, "S", scores)
     return options, scores, other, mask & ~own
 
@@ -216,9 +207,10 @@ def _one(options: Options, name: str, given: Scores) -> Tensor:
             products: Tensor = x @ y.t()
         return products
     square = given.dim() == 2 and given.shape[0] == given.shape[1] > 0
-    found = f"has shape {tuple(given.shape)} and dtype {given.dtype}"
-    fix = "pass floating-point scores of shape (n, n), or two embeddings as a tuple"
-    refuse(options.function, (name, not square or not given.is_floating_point(), found, fix))
+    if not square or not given.is_floating_point():
+        found = f"has shape {tuple(given.shape)} and dtype {given.dtype}"
+        fix = "pass floating-point scores of shape (n, n), or two embeddings as a tuple"
+        raise ContrastInputError(options.function, name, found, fix)
     return given if given.dtype == torch.float64 else given.float()
 
 

@@ -1,33 +1,16 @@
 """Losses over pairs of embeddings."""
 
-from diptych_contrast.pairwise.clip_loss import clip_loss
-from diptych_contrast.pairwise.decoupled import dcl, dclw
-from diptych_contrast.pairwise.hard_negatives import debiased, hcl
-from diptych_contrast.pairwise.info_nce import info_nce
-from diptych_contrast.pairwise.metric_learning import (
-    circle,
-    contrastive_margin,
-    multi_similarity,
-    n_pairs,
-)
-from diptych_contrast.pairwise.nt_xent import nt_xent
-from diptych_contrast.pairwise.siglip import siglip
-from diptych_contrast.pairwise.soft_sup_con import soft_sup_con
-from diptych_contrast.pairwise.sup_con import sup_con
-
-__all__ = [
-    "circle",
-    "clip_loss",
-    "contrastive_margin",
-    "dcl",
-    "dclw",
-    "debiased",
-    "hcl",
-    "info_nce",
-    "multi_similarity",
-    "n_pairs",
-    "nt_xent",
-    "siglip",
-    "soft_sup_con",
-    "sup_con",
-]
+from diptych_contrast.pairwise.metric_learning import circle as circle
+from diptych_contrast.pairwise.metric_learning import contrastive_margin as contrastive_margin
+from diptych_contrast.pairwise.metric_learning import multi_similarity as multi_similarity
+from diptych_contrast.pairwise.metric_learning import n_pairs as n_pairs
+from diptych_contrast.pairwise.modalities import clip_loss as clip_loss
+from diptych_contrast.pairwise.modalities import info_nce as info_nce
+from diptych_contrast.pairwise.modalities import siglip as siglip
+from diptych_contrast.pairwise.sup_con import soft_sup_con as soft_sup_con
+from diptych_contrast.pairwise.sup_con import sup_con as sup_con
+from diptych_contrast.pairwise.two_views import dcl as dcl
+from diptych_contrast.pairwise.two_views import dclw as dclw
+from diptych_contrast.pairwise.two_views import debiased as debiased
+from diptych_contrast.pairwise.two_views import hcl as hcl
+from diptych_contrast.pairwise.two_views import nt_xent as nt_xent

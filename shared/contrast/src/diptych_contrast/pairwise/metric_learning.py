@@ -13,12 +13,8 @@ from torch.nn import functional as F
 
 from diptych_contrast.common import (
     Common,
-    Keys,
     LossResult,
     TemperatureLike,
-    check_choice,
-    check_several,
-    decline,
     meet_columns,
     read_embeddings,
     read_labels,
@@ -27,9 +23,9 @@ from diptych_contrast.common import (
     reduce_rows,
     sample_ids,
 )
-from diptych_contrast.inputs import check_positive
+from diptych_contrast.inputs import check_choice, check_positive
 from diptych_contrast.kernel import log_sums
-from diptych_contrast.rowwise import by_rows, read_local_options
+from diptych_contrast.rowwise import LOCAL, by_rows
 
 # Losses of rows from their scores (r, n), their squared distances alike, positives and negatives.
 _Rows = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -45,7 +41,7 @@ def contrastive_margin(
 ) -> LossResult:
     """Contrastive loss with a margin (Hadsell et al., 2006, equation 4, without the halves).
 
-    The mean over rows of ``mean_p d_ip^2 + mean_n relu(margin - d_in)^2`` over the positives p,
+    ``mean_p d_ip^2 + mean_n relu(margin - d_in)^2`` over the positives p,
     the other rows of the label, and the negatives n; d is ``|z_i - z_j|`` or ``1 - s_ij``.
 
     Args:
@@ -55,17 +51,11 @@ def contrastive_margin(
         distance: ``euclid`` or ``cosine``.
         **common: See `Common`; ``group`` and ``return_info`` are refused.
 
-    Returns:
-        Shape (), or (n,) with ``reduction="none"``.
-
-    Raises:
-        ContrastInputError: Inputs that do not fit together.
-
     Example:
         >>> contrastive_margin(torch.eye(4), torch.tensor([0, 0, 1, 1])).item()
         2.0
     """
-    check_positive("contrastive_margin", "margin", margin)
+    check_positive("contrastive_margin", margin=margin)
     check_choice("contrastive_margin", "distance", distance, "euclid", "cosine")
 
     def rows(s: Tensor, square: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
@@ -94,7 +84,7 @@ def multi_similarity(
 ) -> LossResult:
     """Multi-similarity loss (Wang et al., 2019, equations 11 to 13).
 
-    The mean over rows of ``log(1 + sum_p exp(-alpha (s_ip - base))) / alpha +
+    ``log(1 + sum_p exp(-alpha (s_ip - base))) / alpha +
     log(1 + sum_n exp(beta (s_in - base))) / beta`` over the negatives with
     ``s_in > min_p s_ip - eps`` and the positives with ``s_ip < max_n s_in + eps``.
 
@@ -107,19 +97,12 @@ def multi_similarity(
         eps: Slack of the choice of pairs; infinity keeps all.
         **common: See `Common`; ``group`` and ``return_info`` are refused.
 
-    Returns:
-        Shape (), or (n,) with ``reduction="none"``.
-
-    Raises:
-        ContrastInputError: Inputs that do not fit together.
-
     Example:
         >>> z = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
         >>> round(multi_similarity(z, torch.tensor([0, 0, 1, 1])).item(), 4)
         0.0
     """
-    check_positive("multi_similarity", "alpha", alpha)
-    check_positive("multi_similarity", "beta", beta)
+    check_positive("multi_similarity", alpha=alpha, beta=beta)
 
     def rows(s: Tensor, _: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         fixed = s.detach()
@@ -141,7 +124,7 @@ def circle(
 ) -> LossResult:
     """Circle loss (Sun et al., 2020, equations 4 to 8).
 
-    The mean over rows of ``log(1 + sum_n exp(gamma a_n (s_n - m)) sum_p exp(-gamma a_p (s_p - 1 +
+    ``log(1 + sum_n exp(gamma a_n (s_n - m)) sum_p exp(-gamma a_p (s_p - 1 +
     m)))`` with the weights ``a_p = relu(1 + m - s_p)`` and ``a_n = relu(s_n + m)`` as constants.
 
     Args:
@@ -151,18 +134,12 @@ def circle(
         gamma: Scale, > 0.
         **common: See `Common`; ``group`` and ``return_info`` are refused.
 
-    Returns:
-        Shape (), or (n,) with ``reduction="none"``.
-
-    Raises:
-        ContrastInputError: Inputs that do not fit together.
-
     Example:
         >>> z = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
         >>> round(circle(z, torch.tensor([0, 0, 1, 1])).item(), 4)
         0.0
     """
-    check_positive("circle", "gamma", gamma)
+    check_positive("circle", gamma=gamma)
 
     def rows(s: Tensor, _: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         fixed = s.detach()
@@ -184,7 +161,7 @@ def n_pairs(
 ) -> LossResult:
     """N-pairs loss (Sohn, 2016, equations 4 and 7).
 
-    The mean over anchors i of ``log(1 + sum_j exp((s_ij - s_ii) / t))`` over the positives j of
+    ``log(1 + sum_j exp((s_ij - s_ii) / t))`` for an anchor i, over the positives j of
     the other samples. The paper's form is ``normalize=False, l2=0.02``.
 
     Args:
@@ -195,25 +172,17 @@ def n_pairs(
         l2: Weight of the mean squared length of anchor and positive, >= 0.
         **common: See `Common`; ``return_info`` is refused.
 
-    Returns:
-        Shape (), or (n,) with ``reduction="none"``.
-
-    Raises:
-        ContrastInputError: Inputs that do not fit together, or a single sample.
-
     Example:
         >>> round(n_pairs(torch.ones(4, 8), torch.ones(4, 8)).exp().item())
         4
     """
-    options = read_options("n_pairs", common)
-    decline(options, "return_info")
-    first, second = read_embeddings(options, z1=z1, z2=z2).unbind(0)
-    check_several(options, "z1", z1)
+    options = read_options("n_pairs", common, "return_info")
+    first, second = read_embeddings(options, 2, z1=z1, z2=z2).unbind(0)
     scale = read_scale(options, temperature, first)
     keys = sample_ids(options, z1)
     if labels is not None:
         keys = read_labels(options, "labels", labels, z1, lowest=0)
-    columns, mask = meet_columns(options, second, Keys(keys))
+    columns, mask = meet_columns(options, second, keys)
     if columns is None:
         columns, mask = second, replace(mask, col_id=keys)
     lse, _ = log_sums(first, columns, scale, ("~same_id",), keys=mask, engine=options.engine)
@@ -227,7 +196,7 @@ def n_pairs(
 
 def _labelled(function: str, z: Tensor, labels: Tensor, rows: _Rows, common: Common) -> Tensor:
     """Reduce a loss of rows against all others, block by block."""
-    options = read_local_options(function, common)
+    options = read_options(function, common, *LOCAL)
     unit = read_embeddings(options, z=z)[0]
     labels = read_labels(options, "labels", labels, unit, lowest=0)
     position = torch.arange(len(unit), device=unit.device)

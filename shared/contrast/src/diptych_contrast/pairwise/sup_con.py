@@ -1,40 +1,44 @@
-"""SupCon: all samples of a class are positives of each other."""
+"""SupCon: samples of a class are positives of each other, wholly or by how much they share."""
 
 from __future__ import annotations
 
 from typing import Literal, Unpack
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych_contrast.common import (
     Common,
-    Keys,
     LossResult,
     Options,
     TemperatureLike,
     Views,
-    check_choice,
     meet_columns,
+    of_all,
     read_labels,
     read_options,
     read_scale,
     read_views,
-    readable,
     reduce_rows,
     sample_ids,
     sum_over,
 )
-from diptych_contrast.dist import gather_no_grad
-from diptych_contrast.errors import warn
-from diptych_contrast.kernel import PairInfo, log_sums
+from diptych_contrast.errors import ContrastInputError, warn
+from diptych_contrast.inputs import check_choice, check_device, check_shape, readable
+from diptych_contrast.kernel import log_sums
 from diptych_contrast.statistics import (
+    Moments,
+    PairInfo,
     moments_between,
+    moments_matching,
     moments_of,
-    moments_within,
     pair_info,
+    reaches,
+    subtract_exp,
 )
+
+Factors = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]
 
 
 def sup_con(
@@ -48,11 +52,10 @@ def sup_con(
     parity: Literal["official"] | None = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Supervised contrastive loss (Khosla et al., 2020, equations 2 and 3).
+    """Supervised contrastive loss (Khosla et al., 2020, equations 2 and 3, SupCon).
 
-    With P(i) the other rows of the label of i and ``D_i = sum_{a != i} exp(s_ia / t)``, mode
-    ``out`` is the mean over rows with positives of ``log D_i - mean_{p in P(i)} s_ip / t``, mode
-    ``in`` of ``log D_i - log mean_{p in P(i)} exp(s_ip / t)``.
+    ``log D_i - mean_p s_ip / t`` (mode ``out``) or ``log D_i - log mean_p exp(s_ip / t)`` (``in``),
+    ``D_i = sum_{a != i} exp(s_ia / t)``, p over the other rows of the label of i.
 
     Args:
         z: Embeddings, shape (n, d), or views of the same samples, shape (v, n, d).
@@ -63,14 +66,7 @@ def sup_con(
         mode: Mean outside or inside the logarithm.
         base_temperature: Multiply the loss by ``temperature / base_temperature``.
         parity: ``official``: as the authors' code, with base temperature 0.07.
-        **common: See `Common`.
-
-    Returns:
-        Shape (), or (v n,) view-major with ``reduction="none"``; with ``return_info`` also
-        `PairInfo`.
-
-    Raises:
-        ContrastInputError: Inputs that do not fit together.
+        **common: See `Common`; rows are view-major.
 
     Example:
         >>> sup_con(torch.eye(4), torch.tensor([0, 0, 1, 1]), temperature=1.0).exp().item()
@@ -98,12 +94,9 @@ def _classes(options: Options, views: Tensor, labels: Tensor, ids: Tensor | None
     else:
         ids = read_labels(options, "ids", ids, views[0], lowest=None)
         if len(views) > 1 and readable(ids) and len(torch.unique(ids)) < len(ids):
-            warn(
-                options.function,
-                "ids",
-                "holds an id twice in one view, so its positives are ambiguous",
-                "give every sample of a view its own id",
-            )
+            found = "holds an id twice in one view, so its positives are ambiguous"
+            fix = "give every sample of a view its own id"
+            warn(options.function, "ids", found, fix)
     # Even keys are classes, odd ones unlabelled samples.
     return torch.where(labels >= 0, 2 * labels, 2 * ids + 1).repeat(len(views))
 
@@ -111,29 +104,15 @@ def _classes(options: Options, views: Tensor, labels: Tensor, ids: Tensor | None
 def class_contrast(
     options: Options, z: Tensor, classes: Tensor, scale: Tensor, *, mode: str
 ) -> tuple[Tensor, PairInfo | None]:
-    """Contrast rows of equal class against all others; what SupCon and its relatives share.
-
-    Args:
-        options: The common arguments.
-        z: Prepared embeddings, shape (n, d).
-        classes: Key of each row, shape (n,), unique over all processes.
-        scale: ``1/temperature``.
-        mode: ``out`` or ``in``.
-
-    Returns:
-        The reduced loss, and the statistics or None.
-    """
+    """Contrast rows of equal class, a key over all processes: reduced loss and statistics."""
     info = options.return_info
     index, counts = _enumerate(options, classes)
     n_positive = counts[index] - 1
     valid = n_positive > 0
     if readable(valid) and not bool(valid.any()):
-        warn(
-            options.function,
-            "labels",
-            "has no two rows of one class",
-            "the loss is 0: sample several rows of each class, or pass a second view",
-        )
+        found = "has no two rows of one class"
+        fix = "the loss is 0: sample several rows of each class, or pass a second view"
+        warn(options.function, "labels", found, fix)
     masks = ["not_self"]
     if mode == "in":
         masks.append("same_label & not_self")
@@ -142,8 +121,7 @@ def class_contrast(
     if options.group is None and masks == ["not_self"]:
         lse, peak = log_sums(z, None, scale, masks, engine=options.engine)
     else:
-        keys = Keys(sample_ids(options, z), label=classes)
-        columns, mask = meet_columns(options, z, keys)
+        columns, mask = meet_columns(options, z, sample_ids(options, z), label=classes)
         lse, peak = log_sums(z, columns, scale, masks, keys=mask, peak=info, engine=options.engine)
     divisor = n_positive.clamp_min(1).to(z.dtype)
     if mode == "in":
@@ -156,13 +134,15 @@ def class_contrast(
     loss = reduce_rows(options, lse[0].masked_fill(~valid, 0.0) - positive, valid)
     if not info:
         return loss, None
-    same = moments_within(z, classes)
+    z = z.detach()
+    others = of_all(options, z)
+    same = moments_matching(z, classes, others, of_all(options, classes))
     return loss, pair_info(
         rows=len(z),
         valid=valid,
-        zero_rows=(z == 0).all(1).sum(),
-        positives=same - moments_of(z.detach().square().sum(1)),
-        negatives=moments_between(z, z) - same,
+        zero_rows=(~z.any(1)).sum(),
+        positives=same - moments_of(z.square().sum(1)),
+        negatives=moments_between(z, others) - same,
         negative_lse=lse[-1],
         hits=peak[0] > peak[-1],
         peak=peak[0],
@@ -172,7 +152,7 @@ def class_contrast(
 
 def _enumerate(options: Options, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Number the classes over all processes; give the number of each row and the class sizes."""
-    every = classes if options.group is None else gather_no_grad(classes, options.group)
+    every = of_all(options, classes)
     # Sorting instead of `unique` keeps all shapes fixed, as compiling needs.
     ordered, order = every.sort()
     steps = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()]).cumsum(0)
@@ -181,3 +161,112 @@ def _enumerate(options: Options, classes: Tensor) -> tuple[Tensor, Tensor]:
     if options.group is None:
         return number, counts
     return steps[torch.searchsorted(ordered, classes)], counts[: int(steps[-1]) + 1]
+
+
+def soft_sup_con(
+    z: Views,
+    soft_labels: Float[Tensor, "n c"] | None = None,
+    temperature: TemperatureLike = 0.07,
+    *,
+    weights: Factors | None = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Supervised contrastive loss with weighted positives (Khosla et al., 2020; weights as BaCon).
+
+    ``log sum_{a != i} exp(s_ia / t) - sum_j w_ij s_ij / t / sum_j w_ij``, ``w_ij = u_i.v_j``
+    (``p_i.p_j`` for soft labels p), 1 for other views of the same sample, 0 for itself.
+
+    Args:
+        z: Embeddings, shape (n, d), or views of the same samples, shape (v, n, d).
+        soft_labels: Non-negative class weights of each sample, shape (n, c), rows with a sum > 0.
+        temperature: t > 0; number, 0-dim tensor or `Temperature`.
+        weights: Non-negative factors (u, v) of the weights instead, each of shape (n, c).
+        **common: See `Common`; rows are view-major.
+
+    Example:
+        >>> z = torch.eye(4)
+        >>> soft_sup_con(z, torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]), 1.0).exp().item()
+        3.0
+    """
+    options = read_options("soft_sup_con", common)
+    views = read_views(options, "z", z)
+    scale = read_scale(options, temperature, views)
+    u, v = _factors(options, soft_labels, weights, views)
+    rows = views.flatten(0, 1)
+    with torch.autocast(views.device.type, enabled=False):
+        positive, valid = _weighted_scores(options, views, u, v)
+    positive = positive * scale
+    columns, keys = None, None
+    if options.group is not None:
+        columns, keys = meet_columns(options, rows, sample_ids(options, rows))
+    peak, engine = options.return_info, options.engine
+    sums, top = log_sums(rows, columns, scale, ("not_self",), keys=keys, peak=peak, engine=engine)
+    lse = sums[0]
+    valid = valid & (lse > -torch.inf)
+    loss = reduce_rows(options, lse.masked_fill(~valid, 0.0) - positive, valid)
+    if not options.return_info:
+        return loss
+    rows = rows.detach()
+    positives, best, rest = _siblings(views, lse.detach(), scale.detach())
+    every = moments_between(rows, of_all(options, rows)) - moments_of(rows.square().sum(1))
+    info = pair_info(
+        rows=len(rows),
+        valid=valid,
+        zero_rows=(~rows.any(1)).sum(),
+        positives=positives,
+        negatives=every - positives,
+        negative_lse=rest,
+        hits=reaches(best, top[0]),
+        peak=top[0],
+        scale=scale,
+    )
+    return loss, info
+
+
+def _weighted_scores(
+    options: Options, views: Tensor, u: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted mean score of every row with its positives, and whether it has any."""
+    count, rows = len(views), views.flatten(0, 1)
+    sums = torch.cat([v.sum(0)[:, None] * count, v.t() @ views.sum(0)], 1)
+    reached = (u @ sum_over(options, sums)).repeat(count, 1)
+    own = (u * v).sum(1).repeat(count)
+    # Pairs of one sample leave the product of factors and come back with weight 1.
+    siblings = ((views.sum(0) - views) * views).sum(2).flatten()
+    total = reached[:, 0] - count * own + (count - 1)
+    score = (rows * reached[:, 1:]).sum(1) - own * (siblings + rows.square().sum(1)) + siblings
+    # A sum of weights that is only rounding is none.
+    valid = total > 1e-6 * (1.0 + reached[:, 0])
+    return score / torch.where(valid, total, 1.0), valid
+
+
+@torch.no_grad()
+def _siblings(views: Tensor, lse: Tensor, scale: Tensor) -> tuple[Moments, Tensor, Tensor]:
+    """Scores of the other views: moments, best of each row, and what they leave of the sums."""
+    scores = torch.einsum("vnd,wnd->vnw", views, views)
+    diagonal = torch.eye(len(views), dtype=torch.bool, device=views.device)[:, None]
+    hidden = scores.masked_fill(diagonal, -torch.inf).flatten(0, 1)
+    shown = scores[~diagonal.expand_as(scores)]
+    best = hidden.amax(1) * scale
+    part = torch.logsumexp(hidden * scale, 1)
+    return moments_of(shown), best, subtract_exp(lse, part)
+
+
+def _factors(
+    options: Options, soft_labels: Tensor | None, weights: Factors | None, views: Tensor
+) -> tuple[Tensor, Tensor]:
+    if (soft_labels is None) == (weights is None):
+        found = f"and 'weights' are both {'given' if weights else 'None'}"
+        raise ContrastInputError("soft_sup_con", "soft_labels", found, "pass one of them")
+    pairs = zip(("weights[0]", "weights[1]"), weights or (), strict=False)
+    named = {"soft_labels": soft_labels} if soft_labels is not None else dict(pairs)
+    for name, value in named.items():
+        check_shape("soft_sup_con", name, value, (views.shape[1], -1))
+        check_device("soft_sup_con", name, value, "z", views)
+        wrong = (value < 0).any(1) | ((value.sum(1) <= 0) if weights is None else False)
+        if readable(value) and bool(wrong.any()):
+            found = f"is negative or sums to 0 in row {int(wrong.nonzero()[0])}"
+            fix = "pass non-negative rows with a positive sum"
+            raise ContrastInputError("soft_sup_con", name, found, fix)
+    factors = [value.to(views.dtype) for value in named.values()]
+    return factors[0], factors[-1]

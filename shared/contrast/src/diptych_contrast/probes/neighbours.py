@@ -13,6 +13,7 @@ from diptych_contrast.inputs import (
     check_dimension,
     check_finite,
     check_integers,
+    check_least,
     check_positive,
 )
 from diptych_contrast.kernel import unit_rows
@@ -59,33 +60,24 @@ def knn_probe(
     Returns:
         Predictions, vote shares, neighbours and their cosines.
 
-    Raises:
-        ContrastInputError: Unlike dimensions, labels that do not fit, values that are not finite,
-            k below 1.
-
     Example:
         >>> knn_probe(torch.eye(3), torch.tensor([0, 1, 1]), torch.eye(3), k=1).predictions
         tensor([0, 1, 1])
     """
     check_dimension("knn_probe", bank=bank, query=query)
     classes = _check_labels(bank_y, bank.shape[0], classes)
-    check_positive("knn_probe", "temperature", temperature)
+    check_positive("knn_probe", temperature=temperature)
     check_finite("knn_probe", "bank", bank)
     check_finite("knn_probe", "query", query)
-    if k < 1:
-        raise ContrastInputError("knn_probe", "k", f"is {k}", "pass at least 1 neighbour")
+    check_least("knn_probe", 1, k=k)
     if k > bank.shape[0]:
-        warn(
-            "knn_probe",
-            "k",
-            "is larger than the bank",
-            "all rows of the bank vote; pass a smaller k",
-        )
+        found, fix = "is larger than the bank", "all rows of the bank vote; pass a smaller k"
+        warn("knn_probe", "k", found, fix)
         k = bank.shape[0]
     dtype = torch.promote_types(bank.dtype, query.dtype)
     rows, columns = unit_rows(query.to(dtype)), unit_rows(bank.to(dtype))
-    found = [_nearest(block, columns, k) for block in rows.split_with_sizes(_sizes(len(rows)))]
-    similarities, neighbours = (torch.cat(part) for part in zip(*found, strict=True))
+    parts = [_nearest(block, columns, k) for block in rows.split_with_sizes(_sizes(len(rows)))]
+    similarities, neighbours = (torch.cat(part) for part in zip(*parts, strict=True))
     weights = ((similarities - similarities[:, :1]).double() / temperature).exp()
     votes = weights.new_zeros(len(rows), classes).scatter_add_(1, bank_y[neighbours], weights)
     # fp32, so that equal votes summed in another order stay equal
@@ -97,12 +89,9 @@ def _check_labels(labels: Tensor, count: int, classes: int | None) -> int:
     check_integers("knn_probe", "bank_y", labels, count)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= classes):
-        raise ContrastInputError(
-            "knn_probe",
-            "bank_y",
-            f"has labels from {low} to {high}",
-            f"number the classes from 0 to {(classes or high + 1) - 1}",
-        )
+        found = f"has labels from {low} to {high}"
+        fix = f"number the classes from 0 to {(classes or high + 1) - 1}"
+        raise ContrastInputError("knn_probe", "bank_y", found, fix)
     return classes or high + 1
 
 

@@ -72,10 +72,6 @@ def retrieval(
         number of relevant items of a query; Musgrave et al., 2020), rank of the first relevant
         item, in both directions, and their sum.
 
-    Raises:
-        ContrastInputError: Unlike dimensions, values that are not finite, ``relevant`` that does
-            not fit or leaves no query, a k below 1.
-
     Example:
         >>> retrieval(torch.ones(4, 2), torch.ones(4, 2)).x_to_y.recall[1]
         0.25
@@ -107,13 +103,6 @@ def recall_at_k(
         relevant: Which candidates are relevant, at least one a query.
         ks: Numbers of candidates that are looked at.
 
-    Returns:
-        One probability for each query and k, fp64.
-
-    Raises:
-        ContrastInputError: Unlike shapes, scores that are not finite, a query without a relevant
-            candidate, a k below 1.
-
     Example:
         >>> recall_at_k(torch.zeros(1, 4), torch.tensor([[True, False, False, False]]), [2]).item()
         0.5
@@ -143,16 +132,8 @@ def expected_rank(
 ) -> Float[Tensor, " q"]:
     """Expected rank of the first relevant candidate, from 1, over random order of ties.
 
-    Args:
-        scores: Scores of all candidates for each query; higher is better.
-        relevant: Which candidates are relevant, at least one a query.
-
     Returns:
         ``g + (t + m + 1) / (m + 1)`` in the terms of `recall_at_k`, fp64.
-
-    Raises:
-        ContrastInputError: Unlike shapes, scores that are not finite, a query without a relevant
-            candidate.
 
     Example:
         >>> expected_rank(torch.zeros(1, 3), torch.tensor([[True, False, False]])).item()
@@ -231,32 +212,23 @@ def _relevance(
     n, m = x.shape[0], y.shape[0]
     if relevant is None:
         if n != m:
-            raise ContrastInputError(
-                "retrieval",
-                "relevant",
-                f"is missing with {n} and {m} rows",
-                "name the relevant row of 'y' for each row of 'x'",
-            )
+            found = f"is missing with {n} and {m} rows"
+            fix = "name the relevant row of 'y' for each row of 'x'"
+            raise ContrastInputError("retrieval", "relevant", found, fix)
         relevant = torch.arange(n, device=x.device)
     if relevant.dtype is torch.bool:
         matrix = relevant
         if matrix.shape != (n, m) or not bool(matrix.any()):
-            raise ContrastInputError(
-                "retrieval",
-                "relevant",
-                f"has shape {tuple(matrix.shape)} and {int(matrix.sum())} true entries",
-                f"pass a matrix of {n} x {m} with at least one true entry",
-            )
+            found = f"has shape {tuple(matrix.shape)} and {int(matrix.sum())} true entries"
+            fix = f"pass a matrix of {n} x {m} with at least one true entry"
+            raise ContrastInputError("retrieval", "relevant", found, fix)
         return lambda block: matrix[block], lambda block: matrix.T[block]
     check_integers("retrieval", "relevant", relevant, n)
     low, high = int(relevant.min()), int(relevant.max())
     if low < 0 or high >= m:
-        raise ContrastInputError(
-            "retrieval",
-            "relevant",
-            f"names rows {low} to {high}, 'y' has {m}",
-            f"number the rows of 'y' from 0 to {m - 1}",
-        )
+        found = f"names rows {low} to {high}, 'y' has {m}"
+        fix = f"number the rows of 'y' from 0 to {m - 1}"
+        raise ContrastInputError("retrieval", "relevant", found, fix)
     index, names = relevant, torch.arange(m, device=x.device)
     return (
         lambda block: index[block, None] == names[None, :],
@@ -280,9 +252,5 @@ def _check_scores(function: str, scores: Tensor, relevant: Tensor) -> None:
         )
     check_finite(function, "scores", scores)
     if not bool(relevant.any(1).all()):
-        raise ContrastInputError(
-            function,
-            "relevant",
-            "has a query without a relevant candidate",
-            "leave such queries out",
-        )
+        found, fix = "has a query without a relevant candidate", "leave such queries out"
+        raise ContrastInputError(function, "relevant", found, fix)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_dimension, check_finite, check_integers
-from diptych_contrast.probes.folds import (
+from diptych_contrast.probes.linear import (
     Penalty,
     check_penalty,
     choose_penalty,
@@ -63,13 +63,6 @@ def ridge_probe(
         l2: Weight of the penalty, above 0, or ``"cv"``.
         groups: Subject of a training row; a subject is never in two folds.
         test_y: Targets of the test rows, to score the predictions.
-
-    Returns:
-        The regression, its predictions (one column a target) and, with ``test_y``, its scores.
-
-    Raises:
-        ContrastInputError: Unlike dimensions or rows, values that are not finite, too few rows or
-            groups to choose l2, a penalty not above 0.
 
     Example:
         >>> x = torch.randn(50, 3)
@@ -137,12 +130,8 @@ def _columns(argument: str, y: Tensor, count: int, width: int | None = None) -> 
     columns = columns[:, None] if columns.ndim == 1 else columns
     fits = columns.ndim == 2 and columns.shape[0] == count and columns.shape[1] > 0
     if not fits or (width is not None and columns.shape[1] != width):
-        raise ContrastInputError(
-            "ridge_probe",
-            argument,
-            f"has shape {tuple(y.shape)}",
-            f"pass {count} rows with one column a target",
-        )
+        found, fix = f"has shape {tuple(y.shape)}", f"pass {count} rows with one column a target"
+        raise ContrastInputError("ridge_probe", argument, found, fix)
     check_finite("ridge_probe", argument, columns)
     return columns
 

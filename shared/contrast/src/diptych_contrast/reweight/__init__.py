@@ -1,16 +1,9 @@
 """Losses that weigh their pairs: by distance, learned temperature, mixing, gates of classes."""
 
-from diptych_contrast.reweight.amcl import PairTemperature, amcl
-from diptych_contrast.reweight.arbitrary_pairs import PairGate, arbitrary_pairs, sample_partners
-from diptych_contrast.reweight.cacr import cacr
-from diptych_contrast.reweight.feature_transform import feature_transform
-
-__all__ = [
-    "PairGate",
-    "PairTemperature",
-    "amcl",
-    "arbitrary_pairs",
-    "cacr",
-    "feature_transform",
-    "sample_partners",
-]
+from diptych_contrast.reweight.cacr import cacr as cacr
+from diptych_contrast.reweight.cacr import feature_transform as feature_transform
+from diptych_contrast.reweight.learned import PairGate as PairGate
+from diptych_contrast.reweight.learned import PairTemperature as PairTemperature
+from diptych_contrast.reweight.learned import amcl as amcl
+from diptych_contrast.reweight.learned import arbitrary_pairs as arbitrary_pairs
+from diptych_contrast.reweight.learned import sample_partners as sample_partners

@@ -1,4 +1,4 @@
-"""CACR: attraction that weighs far positives, repulsion that weighs near negatives."""
+"""CACR, which weighs pairs by distance, and feature transformation, which mixes them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,24 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     Options,
-    check_choice,
-    check_device,
+    read_embeddings,
+    read_options,
     read_views,
     reduce_rows,
 )
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import (
+    check_choice,
+    check_device,
+    check_generator,
+    check_least,
+    check_positive,
+    check_shape,
+    check_share,
+)
 from diptych_contrast.kernel import PairMask, log_sums, pair_expect
 from diptych_contrast.kernel.normalize import unit_rows
-from diptych_contrast.rowwise import by_rows, read_local_options, refuse
+from diptych_contrast.rowwise import LOCAL, by_rows
 from diptych_contrast.state import KeyQueue
 
 Views = Float[Tensor, "v n d"] | tuple[Float[Tensor, "n d"], ...]
@@ -43,10 +53,10 @@ def cacr(
     parity: Literal["official"] | None = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Contrastive attraction and contrastive repulsion (Zheng et al., 2021, equations 6 to 8).
+    """Contrastive attraction and contrastive repulsion (Zheng et al., 2021, eqs. 6 to 8, CACR).
 
-    With ``d2`` the squared distance, the mean over all rows i, each view once, of
-    ``alpha sum_p w+_ip d2_ip - beta sum_j w-_ij d2_ij``: ``w+ = softmax_p(t_pos d2)`` over the
+    ``alpha sum_p w+_ip d2_ip - beta sum_j w-_ij d2_ij`` for a row i, ``d2`` the squared distance,
+    ``w+ = softmax_p(t_pos d2)`` over the
     other views of the sample, ``w- = softmax_j(-t_neg d2)`` over all views of other samples.
     Kernel ``rbf`` repels by ``beta log mean_i sum_j w-_ij exp(-2 d2_ij)``.
 
@@ -72,10 +82,10 @@ def cacr(
         >>> round(cacr(torch.eye(4).repeat(2, 1, 1)).item(), 4)
         -2.0
     """
-    options = read_local_options("cacr", common)
+    options = read_options("cacr", common, *LOCAL)
     stack = read_views(options, "views", views)
-    sharpness = {"t_pos": t_pos, "t_neg": t_neg}
-    _check(options, stack, sharpness, tau_plus, kernel, parity, queue)
+    check_least("cacr", 0, t_pos=t_pos, t_neg=t_neg)
+    _check_forms(options, stack, tau_plus, kernel, parity, queue)
     freeze = detach_weights and parity is None
     with torch.autocast(stack.device.type, enabled=False):
         squares = stack.square().sum(2)
@@ -107,6 +117,29 @@ def cacr(
     mean = close.masked_fill(own, 0.0).sum(1).flatten() / (len(stack) - 1)
     repulsion = (repulsion + tau_plus * mean) / (1 - tau_plus)
     return reduce_rows(options, alpha * attraction.flatten() + beta * repulsion, None)
+
+
+def _check_forms(
+    options: Options,
+    stack: Tensor,
+    tau_plus: float,
+    kernel: str,
+    parity: str | None,
+    queue: object,
+) -> None:
+    check_choice("cacr", "kernel", kernel, "euclid", "rbf")
+    check_choice("cacr", "parity", parity, None, "official")
+    check_share("cacr", "tau_plus", tau_plus)
+    if kernel == "rbf" or parity is not None:  # one value a batch
+        check_choice("cacr", "reduction", options.reduction, "mean")
+    for argument, wrong, found, fix in (
+        ("tau_plus", tau_plus > 0 and kernel == "rbf", "is given with 'rbf'", "pass 'euclid'"),
+        ("queue", queue is not None and parity is not None, "is given with parity", "leave it out"),
+        ("views", len(stack) < 2, "has a single view", "pass at least two views"),
+        ("views", stack.shape[1] < 2 and queue is None, "has a single sample", "pass two samples"),
+    ):
+        if wrong:
+            raise ContrastInputError("cacr", argument, found, fix)
 
 
 def _repulsion(
@@ -151,39 +184,66 @@ def _log_mean(logs: Tensor) -> Tensor:
     return logs.logsumexp(0) - math.log(len(logs))
 
 
-def _check(
-    options: Options,
-    stack: Tensor,
-    sharpness: dict[str, float],
-    tau_plus: float,
-    kernel: str,
-    parity: str | None,
-    queue: object,
-) -> None:
-    check_choice("cacr", "kernel", kernel, "euclid", "rbf")
-    check_choice("cacr", "parity", parity, None, "official")
-    whole = kernel == "rbf" or parity is not None
-    once = f"is {options.reduction!r} with a form that has one value a batch"
-    for name, value in sharpness.items():
-        wrong = not 0 <= value < math.inf
-        refuse("cacr", (name, wrong, f"is {value}", "pass a finite number, at least 0"))
-    refuse(
-        "cacr",
-        ("tau_plus", not 0 <= tau_plus < 1, f"is {tau_plus}", "pass a share in [0, 1)"),
-        ("tau_plus", tau_plus > 0 and kernel == "rbf", "is given with 'rbf'", "pass 'euclid'"),
-        ("reduction", whole and options.reduction != "mean", once, "pass 'mean'"),
-        ("queue", queue is not None and parity is not None, "is given with parity", "leave it out"),
-        ("views", len(stack) < 2, "has a single view", "pass at least two views"),
-        ("views", stack.shape[1] < 2 and queue is None, "has a single sample", "pass two samples"),
-    )
-
-
 def stored_keys(options: Options, queue: KeyQueue | Tensor, like: Tensor) -> Tensor:
     """Keys of a queue, detached, in the dtype of the rows and as long as they."""
     stored = queue if isinstance(queue, Tensor) else queue.stored()
-    wrong = stored.dim() != 2 or stored.shape[1] != like.shape[-1]
-    found = f"has shape {tuple(stored.shape)} for embeddings of {like.shape[-1]} dimensions"
-    refuse(options.function, ("queue", wrong, found, "make the queue for as many dimensions"))
+    check_shape(options.function, "queue", stored, (-1, like.shape[-1]))
     check_device(options.function, "queue", stored, "embeddings", like)
     stored = stored.detach().to(like.dtype)
     return unit_rows(stored) if options.normalize else stored
+
+
+def feature_transform(
+    q: Float[Tensor, "n d"],
+    k: Float[Tensor, "n d"],
+    queue: KeyQueue | Float[Tensor, "m d"],
+    *,
+    alpha_pos: float = 2.0,
+    alpha_neg: float = 1.6,
+    per_dimension: bool = True,
+    renormalize: bool = False,
+    generator: torch.Generator | None = None,
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """Harder positives by extrapolation, more diverse negatives by mixing (Zhu et al., 2021).
+
+    ``q' = a q + (1 - a) k``, ``k' = a k + (1 - a) q`` with ``a ~ 1 + Beta(alpha_pos, alpha_pos)``,
+    so that for unit rows and one a for a row the score s becomes ``s - 2 a (a - 1)(1 - s)``; the
+    queue is mixed with its own permutation, weights ``Beta(alpha_neg, alpha_neg)``. Hand all
+    three to `info_nce`, and enqueue k itself: this function changes no queue.
+
+    Args:
+        q: Unit queries, shape (n, d).
+        k: Unit keys, shape (n, d), taken without gradient.
+        queue: Unit keys of earlier batches, `KeyQueue` or shape (m, d).
+        alpha_pos: Concentration of the extrapolation, > 0.
+        alpha_neg: Concentration of the mixing, > 0.
+        per_dimension: One weight a dimension instead of one a row.
+        renormalize: Bring the results back to length 1.
+        generator: Source of the weights and of the permutation, on the device of ``q``.
+
+    Example:
+        >>> q, g = torch.eye(4), torch.Generator().manual_seed(0)
+        >>> [x.shape[0] for x in feature_transform(q, q, torch.ones(6, 4), generator=g)]
+        [4, 4, 6]
+    """
+    options = read_options("feature_transform", {"normalize": False})
+    check_positive(options.function, alpha_pos=alpha_pos, alpha_neg=alpha_neg)
+    generator = check_generator(options.function, generator)
+    first, second = read_embeddings(options, q=q, k=k.detach()).unbind(0)
+    stored = stored_keys(options, queue, first)
+
+    def draw(like: Tensor, concentration: float) -> Tensor:
+        shape = like.shape if per_dimension else (len(like), 1)
+        shapes = like.new_full((2, *shape), concentration)
+        gamma = torch._standard_gamma(shapes, generator=generator)
+        return gamma[0] / gamma.sum(0).clamp_min(torch.finfo(like.dtype).tiny)
+
+    a, b = 1.0 + draw(first, alpha_pos), draw(stored, alpha_neg)
+    order = torch.randperm(len(stored), generator=generator, device=stored.device)
+    results = (
+        a * first + (1.0 - a) * second,
+        (a * second + (1.0 - a) * first).detach(),
+        b * stored + (1.0 - b) * stored[order],
+    )
+    x, y, negatives = (unit_rows(part) for part in results) if renormalize else results
+    return x, y, negatives

@@ -1,4 +1,4 @@
-"""Pairwise losses, dense."""
+"""Losses over pairs of embeddings, of two views or more, dense."""
 
 from __future__ import annotations
 
@@ -224,3 +224,86 @@ def circle(z: Tensor, labels: Tensor, m: float = 0.25, gamma: float = 256.0) -> 
     pull = -gamma * (1 + m - s).relu().detach() * (s - 1 + m)
     push = gamma * (s + m).relu().detach() * (s - m)
     return F.softplus(log_sum(pull, positive) + log_sum(push, negative), threshold=40).mean()
+
+
+def nt_xent_multi(views: Tensor, temperature: float = 0.5) -> Tensor:
+    """`diptych_contrast.nt_xent_multi`, dense."""
+    return sup_con(views, torch.arange(views.shape[1]), temperature)
+
+
+def mv_info_nce(
+    views: Tensor, temperature: float = 0.5, same_view_negatives: bool = False
+) -> Tensor:
+    """`diptych_contrast.mv_info_nce`, dense."""
+    scores, view, sample = _scores(views, temperature)
+    other = view[:, None] != view
+    pairs = ~torch.eye(len(view), dtype=torch.bool) if same_view_negatives else other
+    sums = [log_sum(scores, mask) for mask in (pairs, other & (sample[:, None] == sample))]
+    every, positive = (rows.view(len(views), -1).logsumexp(0) for rows in sums)
+    return (every - positive).mean()
+
+
+def mv_dhel(views: Tensor, temperature: float = 0.5) -> Tensor:
+    """`diptych_contrast.mv_dhel`, dense."""
+    scores, view, sample = _scores(views, temperature)
+    same_view, same_sample = view[:, None] == view, sample[:, None] == sample
+    negative = log_sum(scores, same_view & ~same_sample).view(len(views), -1).sum(0)
+    positive = log_sum(scores, same_sample & ~same_view).view(len(views), -1).logsumexp(0)
+    return (negative - positive).mean()
+
+
+def poly_view(views: Tensor, temperature: float = 0.5, aggregate: str = "geometric") -> Tensor:
+    """`diptych_contrast.poly_view`, dense."""
+    scores, view, sample = _scores(views, temperature)
+    same_sample = sample[:, None] == sample
+    negative = log_sum(scores, ~same_sample)[:, None]
+    positive = scores[same_sample & (view[:, None] != view)].view(len(view), -1)
+    if aggregate == "sufficient":
+        positive = positive.mean(1, keepdim=True)
+    losses = torch.logaddexp(positive, negative) - positive
+    if aggregate == "arithmetic":
+        return (math.log(losses.shape[1]) - (-losses).logsumexp(1)).mean()
+    return losses.mean()
+
+
+def _scores(views: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    count, n = views.shape[:2]
+    rows = unit(views.flatten(0, 1))
+    view, sample = torch.arange(count).repeat_interleave(n), torch.arange(n).repeat(count)
+    return rows @ rows.t() / temperature, view, sample
+
+
+def soft_con(
+    features: Tensor,
+    probs: Tensor,
+    temperature: float = 0.07,
+    *,
+    labels: Tensor | None = None,
+    labelled: str = "one_hot",
+    parity: str | None = None,
+) -> Tensor:
+    """`diptych_contrast.soft_con`, dense."""
+    if labels is not None and labelled == "one_hot" and parity is None:
+        probs = probs.clone()
+        probs[labels >= 0] = torch.eye(probs.shape[1]).to(probs)[labels[labels >= 0]]
+    loss = soft_sup_con(features, probs, temperature)
+    return loss if parity is None else loss * temperature / 0.07
+
+
+def self_distillation(
+    student: Tensor,
+    epoch: int,
+    *,
+    student_temperature: float = 0.1,
+    teacher_temperature: tuple[float, float] = (0.07, 0.04),
+    warmup: int = 30,
+) -> Tensor:
+    """`diptych_contrast.self_distillation`, dense."""
+    t = torch.linspace(*teacher_temperature, warmup, dtype=torch.float64)[min(epoch, warmup - 1)]
+    logits = student.double()
+    pairs = [(a, b) for a in range(len(logits)) for b in range(len(logits)) if a != b]
+    terms = [
+        (logits[a].detach() / t).softmax(1) * (logits[b] / student_temperature).log_softmax(1)
+        for a, b in pairs
+    ]
+    return -torch.stack(terms).sum(2).mean()

@@ -1,4 +1,4 @@
-"""Triplets and how they are mined."""
+"""Matching by labels: triplets and how they are mined, images and texts that share labels."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from collections.abc import Callable
 from typing import Literal, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
 from diptych_contrast.common import (
     Common,
     LossResult,
-    check_choice,
+    Options,
+    TemperatureLike,
     read_embeddings,
     read_labels,
-    readable,
+    read_options,
+    read_scale,
     reduce_rows,
 )
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_choice, check_least, readable
+from diptych_contrast.kernel import log_sums
 from diptych_contrast.kernel.normalize import unit_rows
-from diptych_contrast.rowwise import by_rows, read_local_options, refuse
+from diptych_contrast.rowwise import LOCAL, by_rows
 
 
 def triplet(
@@ -35,7 +40,7 @@ def triplet(
 ) -> LossResult:
     """Triplet loss (Schroff et al., 2015; Hermans et al., 2017; Xuan et al., 2020).
 
-    The mean over triplets (a, p, n) of ``[margin + d_ap - d_an]_+``, p of the class of a, n not:
+    ``[margin + d_ap - d_an]_+``, averaged over triplets (a, p, n), p of the class of a, n not:
     ``all`` active ones; the farthest p and nearest n of every a (``hard``); the nearest p and
     nearest n (``easy_positive``); for every pair (a, p) the nearest n with
     ``d_ap < d_an < d_ap + margin``, else the farthest with ``d_an <= d_ap``, else none and a loss
@@ -55,17 +60,15 @@ def triplet(
         >>> round(triplet(z, torch.tensor([0, 0, 1]), 0.5).item(), 4)
         1.2071
     """
-    options = read_local_options("triplet", common)
+    options = read_options("triplet", common, *LOCAL)
     points = read_embeddings(options, z=z)[0]
     labels = read_labels(options, "labels", labels, points, lowest=0)
     check_choice("triplet", "mining", mining, "all", "hard", "semi_hard", "easy_positive")
     check_choice("triplet", "distance", distance, "euclid", "squared", "cosine")
-    single = readable(labels) and not bool((labels != labels[0]).any())
-    refuse(
-        "triplet",
-        ("margin", not 0 <= margin < math.inf, f"is {margin}", "pass a finite number, at least 0"),
-        ("labels", single, "holds a single class", "pass rows of two classes: one has no negative"),
-    )
+    check_least("triplet", 0, margin=margin)
+    if readable(labels) and not bool((labels != labels[0]).any()):
+        fix = "pass rows of two classes: one has no negative"
+        raise ContrastInputError("triplet", "labels", "holds a single class", fix)
     if distance == "cosine" and not options.normalize:
         points = unit_rows(points)
     mine = _MINE[mining, soft if mining == "all" else None]
@@ -167,3 +170,96 @@ _MINE: dict[tuple[str, bool | None], Callable[..., tuple[Tensor, Tensor]]] = {
     ("easy_positive", None): _extremes(farthest=False),
     ("semi_hard", None): _semi_hard,
 }
+
+
+def label_guided(
+    img: Float[Tensor, "n d"],
+    txt: Float[Tensor, "n d"],
+    labels: Shaped[Tensor, "n ..."],
+    inter: float = 1.0,
+    intra: float = 1.0,
+    temperature: TemperatureLike = 0.1,
+    *,
+    real: Float[Tensor, "n d"] | None = None,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Label-guided contrast of images and texts (arXiv 2412.03957, our reading).
+
+    ``log sum_j exp(s_ij / t) - sum_j w_ij s_ij / t / sum_j w_ij``, w 1 for equal
+    labels, or the Jaccard index of two label sets. ``inter`` weighs the mean of both directions
+    between the modalities, where the own pair always has w = 1, ``intra`` the mean of both
+    modalities against themselves.
+
+    Args:
+        img: Images, shape (n, d).
+        txt: Texts of the same samples, shape (n, d).
+        labels: Class of each sample, shape (n,), -1: unlabelled; or its label set, shape (n, c),
+            of zeros and ones.
+        inter: Weight between the modalities.
+        intra: Weight within.
+        temperature: t > 0.
+        real: Real images where ``img`` are generated ones: these, without gradient and with the
+            own pair, are then the columns of the only term within.
+        **common: See `Common`.
+
+    Example:
+        >>> z = torch.ones(4, 8)
+        >>> round(label_guided(z, z, torch.tensor([0, 0, 1, 1]), intra=0.0).exp().item())
+        4
+    """
+    options = read_options("label_guided", common, *LOCAL)
+    named = (
+        {"img": img, "txt": txt}
+        if real is None
+        else {"img": img, "txt": txt, "real": real.detach()}
+    )
+    x, y, *others = read_embeddings(options, **named).unbind(0)
+    if labels.dim() == 2:
+        if len(labels) != len(x) or (readable(labels) and bool((labels * (1 - labels)).any())):
+            found = f"has shape {tuple(labels.shape)}, or values beside 0 and 1"
+            fix = f"pass zeros and ones of shape ({len(x)}, classes)"
+            raise ContrastInputError("label_guided", "labels", found, fix)
+        labels = labels.to(x.dtype)
+    else:
+        labels = read_labels(options, "labels", labels, x, lowest=-1)
+    scale = read_scale(options, temperature, x)
+    between, _ = log_sums(x, y, scale, ("any",), both=True, engine=options.engine)
+    terms = [
+        (inter / 2, lse, a, b, True)
+        for lse, a, b in zip(between[0].view(2, -1), (x, y), (y, x), strict=True)
+    ]
+    if others:
+        lse, _ = log_sums(x, others[0], scale, ("any",), engine=options.engine)
+        terms.append((intra, lse[0], x, others[0], True))
+    else:
+        for rows in (x, y):
+            lse, _ = log_sums(rows, None, scale, ("not_self",), engine=options.engine)
+            terms.append((intra / 2, lse[0], rows, rows, False))
+    loss = x.new_zeros(())
+    for weight, lse, rows, columns, own in terms:
+        if weight:
+            score, valid = _shared_score(options, rows, columns, labels, own)
+            losses = lse.masked_fill(~valid, 0.0) - scale * score
+            loss = loss + weight * reduce_rows(options, losses, valid)
+    return loss
+
+
+def _shared_score(
+    options: Options, rows: Tensor, columns: Tensor, labels: Tensor, own: bool
+) -> tuple[Tensor, Tensor]:
+    """Mean score of every row, weighted by what labels share, and whether it shares any."""
+    index = torch.arange(len(rows), device=rows.device)
+
+    def block(x: Tensor, label: Tensor, row: Tensor, y: Tensor) -> Tensor:
+        if label.dim() == 1:
+            weights = ((label[:, None] == labels) & (labels >= 0)).to(x.dtype)
+        else:
+            both = label @ labels.t()
+            either = label.sum(1, keepdim=True) + labels.sum(1) - both
+            weights = both / either.clamp_min(1.0)
+        weights = weights.masked_fill(row[:, None] == index, float(own))
+        return torch.stack([(x * (weights @ y)).sum(1), weights.sum(1)], 1)
+
+    score, total = by_rows(block, (rows, labels, index), (columns,), len(rows), options).unbind(1)
+    valid = total > 0
+    return score / total.where(valid, 1.0), valid

@@ -1,4 +1,4 @@
-"""SimLAP: any two classes are positives in the subspace that a gate opens for them."""
+"""Weights that are learned: a temperature for every pair (AMCL), gates of classes (SimLAP)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,147 @@ from diptych_contrast.common import (
     LossResult,
     Options,
     TemperatureLike,
-    check_choice,
     read_embeddings,
     read_labels,
+    read_options,
     read_scale,
+    read_views,
     reduce_rows,
 )
+from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_choice
 from diptych_contrast.kernel.normalize import unit_rows
-from diptych_contrast.rowwise import by_rows, read_local_options, refuse
+from diptych_contrast.reweight.cacr import Views
+from diptych_contrast.rowwise import LOCAL, by_rows
+
+
+class PairTemperature(nn.Module):
+    """Temperature of every pair, one function a head: ``low + (high - low) sigmoid(phi(x, y))``.
+
+    Kind ``bilinear`` is ``phi = p(x).p(y) + bias`` with p linear into ``rank`` dimensions; ``mlp``
+    the two-layer network on the concatenation, whose first layer splits into a part for each
+    side, so that a pair costs one addition, one ReLU and one product.
+
+    Args:
+        dim: Dimension of a head's output.
+        heads: Number of heads.
+        kind: ``bilinear`` or ``mlp``.
+        low: Lowest temperature, > 0; the authors' 1e-5 overflows.
+        high: Highest temperature.
+        rank: Rank of ``bilinear``.
+        hidden: Hidden units of ``mlp``.
+
+    Example:
+        >>> net = PairTemperature(8, heads=1)
+        >>> net(0, torch.zeros(2, 8), torch.zeros(3, 8))[0, 0].isclose(torch.tensor(1.005))
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 3,
+        kind: Literal["bilinear", "mlp"] = "bilinear",
+        low: float = 0.01,
+        high: float = 2.0,
+        *,
+        rank: int = 16,
+        hidden: int = 128,
+    ) -> None:
+        super().__init__()
+        check_choice("PairTemperature", "kind", kind, "bilinear", "mlp")
+        if not 0 < low < high:
+            found, fix = f"is {low}, 'high' is {high}", "pass 0 < low < high"
+            raise ContrastInputError("PairTemperature", "low", found, fix)
+        self.dim, self.heads, self.kind, self.low, self.high = dim, heads, kind, low, high
+        width = rank if kind == "bilinear" else hidden
+        self.width = 1 if kind == "bilinear" else hidden
+        self.left = nn.Parameter(torch.randn(heads, width, dim) / math.sqrt(dim))
+        self.bias = nn.Parameter(torch.zeros(heads))
+        if kind == "mlp":
+            self.right = nn.Parameter(torch.randn(heads, width, dim) / math.sqrt(dim))
+            self.offset = nn.Parameter(torch.zeros(heads, width))
+            self.out = nn.Parameter(torch.randn(heads, width) / math.sqrt(width))
+
+    def forward(
+        self, head: int, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]
+    ) -> Float[Tensor, "n m"]:
+        """Temperatures of all pairs of rows of ``x`` and ``y`` for one head."""
+        return self.of_pairs(x, y, *self.weights(head, x))
+
+    def weights(self, head: int, like: Tensor) -> tuple[Tensor, ...]:
+        """Parameters of one head, in the dtype of the embeddings."""
+        return tuple(parameter[head].to(like.dtype) for parameter in self.parameters())
+
+    def of_pairs(self, x: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
+        """Temperatures of all pairs for the parameters of one head."""
+        first, bias, *more = weights
+        if self.kind == "bilinear":
+            logits = F.linear(x, first) @ F.linear(y, first).t()
+        else:
+            other, offset, out = more
+            logits = (F.linear(x, first, offset)[:, None] + F.linear(y, other)).relu() @ out
+        temperature: Tensor = self.low + (self.high - self.low) * (logits + bias).sigmoid()
+        return temperature
+
+
+def amcl(
+    heads_a: Views,
+    heads_b: Views,
+    temperature_net: PairTemperature,
+    reg: float = 0.1,
+    **common: Unpack[Common],
+) -> LossResult:
+    """Adaptive multi-head contrastive loss, a temperature for every pair (Wang et al., 2023, AMCL).
+
+    ``log sum_{j != i} exp(s_ij / t_ij) - s_ii' / t_ii'``, summed over heads, plus ``reg`` times the
+    mean over heads and pairs of ``(d/2) log t + 1/t``, whose minimum is at ``t = 2/d``. The
+    authors' code does not run, so there is no parity.
+
+    Args:
+        heads_a: First view through every head, shape (heads, n, d).
+        heads_b: Second view, same shape.
+        temperature_net: `PairTemperature` of as many heads and dimensions.
+        reg: Weight of the regulariser.
+        **common: See `Common`.
+
+    Example:
+        >>> z = torch.ones(3, 4, 8)
+        >>> round(amcl(z, z, PairTemperature(8), reg=0.0).div(3).exp().item())
+        7
+    """
+    options = read_options("amcl", common, *LOCAL)
+    first = read_views(options, "heads_a", heads_a)
+    second = read_views(options, "heads_b", heads_b)
+    expected = (temperature_net.heads, *first.shape[1:-1], temperature_net.dim)
+    fix = f"pass shape ({expected[0]}, at least 2 samples as in 'heads_a', {expected[2]})"
+    for name, value in (("heads_a", first), ("heads_b", second)):
+        if value.shape != expected or value.shape[1] < 2:
+            raise ContrastInputError("amcl", name, f"has shape {tuple(value.shape)}", fix)
+    rows = [
+        _amcl_rows(options, temperature_net, head, torch.cat([a, b]), reg)
+        for head, (a, b) in enumerate(zip(first, second, strict=True))
+    ]
+    return reduce_rows(options, torch.stack(rows).sum(0), None)
+
+
+def _amcl_rows(options: Options, net: PairTemperature, head: int, z: Tensor, reg: float) -> Tensor:
+    index = torch.arange(len(z), device=z.device)
+
+    def block(x: Tensor, row: Tensor, partner: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
+        temperature = net.of_pairs(x, y, *weights)
+        scores = (x @ y.t()) / temperature
+        own = row[:, None] == index
+        loss = scores.masked_fill(own, -math.inf).logsumexp(1)
+        loss = loss - scores.gather(1, partner[:, None])[:, 0]
+        prior = z.shape[1] / 2 * temperature.log() + temperature.reciprocal()
+        prior = prior.masked_fill(own, 0.0).sum(1) / (len(z) - 1)
+        rows: Tensor = loss + reg / net.heads * prior
+        return rows
+
+    rows = (z, index, index.roll(len(z) // 2))
+    columns = (z, *net.weights(head, z))
+    return by_rows(block, rows, columns, len(z) * net.width, options)
 
 
 class PairGate(nn.Module):
@@ -107,11 +240,11 @@ def arbitrary_pairs(
     parity: Literal["official"] | None = None,
     **common: Unpack[Common],
 ) -> LossResult:
-    """Contrast any two classes in the subspace that a gate opens for them (Wu et al., 2024).
+    """Contrast any two classes in the subspace a gate opens for them (Wu et al., 2024, SimLAP).
 
-    With g the gate of a row's class and partner class and ``S_ij = (g_i^2 z_i).k_j / t``: the mean
-    over columns p of the partner class, other than the row's own, of
-    ``log(exp S_ip + sum_n exp S_in) - S_ip``, n over columns of neither class; then over rows.
+    ``mean_p log(exp S_ip + sum_n exp S_in) - S_ip``, ``S_ij = (g_i^2 z_i).k_j / t``, g the gate of
+    a row's class and partner class, p over columns of the partner class other than the row's own,
+    n over columns of neither class.
 
     The authors' code subtracts the mean before the exponential (which overflows), counts a row's
     own column, and lets rows without positives enter the mean as 0; ``parity="official"`` does
@@ -139,12 +272,12 @@ def arbitrary_pairs(
         >>> arbitrary_pairs(torch.eye(4), torch.eye(4), y, y.roll(1), open_gate).exp().item()
         3.0
     """
-    options = read_local_options("arbitrary_pairs", common)
+    options = read_options("arbitrary_pairs", common, *LOCAL)
     rows, columns = read_embeddings(options, z=z, k=k).unbind(0)
     labels = read_labels(options, "labels", labels, rows, lowest=0)
     partners = read_labels(options, "partner_labels", partner_labels, rows, lowest=0)
     scale = read_scale(options, temperature, rows)
-    gates = _gates(gate(labels, partners), rows)
+    gates = _read_gates(gate(labels, partners), rows)
     check_choice("arbitrary_pairs", "pool", pool, "rows", "pairs")
     check_choice("arbitrary_pairs", "parity", parity, None, "official")
     index = torch.arange(len(rows), device=rows.device)
@@ -175,10 +308,11 @@ def arbitrary_pairs(
     return loss + penalty * (gates * (1 - gates)).mean()
 
 
-def _gates(gates: Tensor, rows: Tensor) -> Tensor:
-    found = f"gives shape {tuple(gates.shape)} for {tuple(rows.shape)}"
-    fix = "make the gate for the same number of dimensions"
-    refuse("arbitrary_pairs", ("gate", gates.shape != rows.shape, found, fix))
+def _read_gates(gates: Tensor, rows: Tensor) -> Tensor:
+    if gates.shape != rows.shape:
+        found = f"gives shape {tuple(gates.shape)} for {tuple(rows.shape)}"
+        fix = "make the gate for the same number of dimensions"
+        raise ContrastInputError("arbitrary_pairs", "gate", found, fix)
     return gates.to(rows.dtype)
 
 

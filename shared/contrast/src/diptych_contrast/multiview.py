@@ -156,10 +156,7 @@ def poly_view(
 def pairwise_views(loss: Callable[..., Tensor], views: Views, **arguments: Any) -> Tensor:
     """Mean of a two-view loss over the v (v - 1) / 2 pairs of views (PWE).
 
-    Args:
-        loss: Any loss of two views, such as `nt_xent`.
-        views: Views of the same samples in the same order, shape (v, n, d), v >= 2.
-        **arguments: Keyword arguments of the loss.
+    ``arguments`` are keyword arguments of the loss, which is any of two views.
 
     Example:
         >>> round(pairwise_views(nt_xent, torch.ones(3, 4, 8), temperature=0.2).exp().item())

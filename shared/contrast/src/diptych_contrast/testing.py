@@ -39,13 +39,7 @@ def hypersphere(n: int, d: int, classes: int, kappa: float, seed: int) -> Hypers
     and their means orthogonal where ``classes <= d``, else independent. Directions are drawn by
     Wood's rejection (1994). The Bayes accuracy is the mean largest posterior over 100,000
     further points.
-
-    Args:
-        n: Number of points.
-        d: Dimension, at least 2.
-        classes: Number of classes, at least 2.
-        kappa: Concentration, above 0; the higher, the tighter.
-        seed: Seed of all draws.
+    ``kappa`` > 0 is the concentration, ``d`` >= 2 and ``classes`` >= 2.
 
     Returns:
         Points (fp32), labels, means, Bayes accuracy in [1/classes, 1] and its standard error.

@@ -41,6 +41,7 @@ class Call:
     out: str
     err: str
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 
@@ -93,7 +94,7 @@ class Subject:
 
     def call(self, *words: object, timeout: float = 600) -> Call:
         """Run ``diptych NAME words`` to its end."""
-        start = time.monotonic()
+        start, before = time.monotonic(), os.times()
         process = self.start(*words)
         peak = 0
         while True:
@@ -105,7 +106,10 @@ class Subject:
                 if time.monotonic() - start > timeout:
                     process.kill()
                     raise
-        return Call(process.returncode, out, err, time.monotonic() - start, peak)
+        seconds, after = time.monotonic() - start, os.times()
+        cpu = after.children_user + after.children_system
+        cpu -= before.children_user + before.children_system
+        return Call(process.returncode, out, err, seconds, cpu, peak)
 
     def train(self, out: Path, *words: object) -> Call:
         """Train shortly on the demo's data."""
@@ -139,5 +143,6 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     found = Subject(request.param, out, environment())
     call = found.call("demo", "--out", out)
     assert call.code == 0, call.err
-    (out / "call.json").write_text(json.dumps({"seconds": call.seconds, "peak": call.peak_bytes}))
+    seen = {"seconds": call.seconds, "cpu_seconds": call.cpu_seconds, "peak": call.peak_bytes}
+    (out / "call.json").write_text(json.dumps(seen))
     return found

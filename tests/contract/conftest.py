@@ -22,7 +22,6 @@ SMALL = {  # values that make a training short enough to be repeated
     "toy": [],
     "mvcnet": ["train.epochs=2", "evaluate.baselines=[csp_lda]"],
     "pirads": [
-        "model.base=2",
         "train.epochs=1",
         "stages={stage-2: {train.epochs: 1}}",
         "evaluate.baselines=[mean_shape]",

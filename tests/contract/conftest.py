@@ -29,6 +29,7 @@ SMALL = {  # values that make a training short enough to be repeated
     ],
 }
 ONE_INPUT = {"pirads": "P01_t2.nii.gz"}  # of a sample that is described by a table
+FINAL_IS_TESTED = {"pirads"}  # the model that predicts has not seen the run's test people
 RECIPE = ["--recipe", "demo"]
 
 

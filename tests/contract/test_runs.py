@@ -19,7 +19,7 @@ from diptych.installed import load as load_pipeline
 from diptych.results import validate
 from diptych.split import Split
 
-from .conftest import RECIPE, Subject
+from .conftest import FINAL_IS_TESTED, RECIPE, Subject
 
 
 def weights(run: Path) -> dict[str, str]:
@@ -142,8 +142,11 @@ def test_fits_side_by_side_give_the_same_weights(subject: Subject, tmp_path: Pat
 
 
 def test_other_weights_can_be_the_start(subject: Subject, tmp_path: Path) -> None:
-    call = subject.train(tmp_path / "run", "--init", f"{subject.run}:final", "--no-evaluate")
-    assert call.code == 3, "the weights have seen every test subject"
+    call = subject.train(tmp_path / "seen", "--init", f"{subject.run}:final", "--no-evaluate")
+    if subject.name in FINAL_IS_TESTED:
+        assert call.code == 0, call.err
+    else:
+        assert call.code == 3, "the weights have seen every test subject"
     call = subject.train(
         tmp_path / "run", "--init", f"{subject.run}:final", "--set", "split.allow_leakage=true",
         "--no-evaluate",

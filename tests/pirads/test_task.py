@@ -209,6 +209,45 @@ def test_every_network_takes_a_step(
     assert np.mean(moved) > 0.7  # biases before a normalisation stay
 
 
+@pytest.mark.parametrize(
+    ("name", "share"), [("dualpath", "encoder"), ("dualpath", "none"), ("aniso", "none")]
+)
+def test_one_kind_of_crops_after_the_other_has_the_gradient_of_all_together(
+    prepared: Prepared, name: str, share: str
+) -> None:
+    task = task_of(
+        prepared,
+        "stage-2",
+        name,
+        model__dropout=0,
+        model__share=share,
+        train__ema=None,
+        objective__tasks__reconstruct=0.1,
+    )
+    net = task.network.double()
+    loaded = task.load([0, 5, 1, 7], 3, Draw(1).at(3))
+    other = None if loaded.other is None else loaded.other.double()
+    batch = loaded._replace(image=loaded.image.double(), other=other)
+    ctx: Any = Context(net)
+    assert len(task._passes(batch, ctx)) == 2
+    together = task._losses(batch, ctx)
+    together["total"].backward()
+    expected = [p.grad for p in net.parameters()]
+    apart = task.train_step(batch, ctx)
+    for name, loss in together.items():
+        assert apart[name].item() == pytest.approx(loss.item(), rel=1e-6), name
+    for p, gradient in zip(net.parameters(), expected, strict=True):
+        assert p.grad is not None
+        assert gradient is not None
+        assert torch.allclose(p.grad, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_statistics_are_those_of_all_crops(prepared: Prepared) -> None:
+    task = task_of(prepared, "stage-2", model__norm="batch")
+    batch = task.load([0, 5, 1, 7], 3, Draw(1).at(3))
+    assert len(task._passes(batch, Context(task.network))) == 1  # type: ignore[arg-type]
+
+
 def test_partly_labelled_crops_move_the_network_by_their_weight(prepared: Prepared) -> None:
     task = task_of(prepared, model__dropout=0)
     whole = task._losses(task.load([0, 5], 3, Draw(1).at(3)), Context(task.network))  # type: ignore

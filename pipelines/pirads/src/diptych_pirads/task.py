@@ -48,7 +48,9 @@ from diptych_pirads.objective import (
     SECOND_STAGE,
     Hidden,
     Target,
-    dual_loss,
+    joined,
+    labelled_loss,
+    other_loss,
     single_loss,
     weighing,
 )
@@ -90,7 +92,7 @@ class Batch(NamedTuple):
         sdf: Signed distances in mm of the labelled crops; None where they are not learned.
         hidden: Blocks that the network does not see; None: sees all.
         counts: Crops of each kind.
-        kinds: Whether this step has partly labelled and unlabelled crops, on any process.
+        kinds: Whether there are crops of each kind, on any process.
     """
 
     image: Float[Tensor, "n c z y x"]
@@ -99,7 +101,7 @@ class Batch(NamedTuple):
     sdf: Float[Tensor, "k 4 z y x"] | None
     hidden: Bool[Tensor, "n 1 z y x"] | None
     counts: tuple[int, int, int]
-    kinds: tuple[bool, bool]
+    kinds: tuple[bool, bool, bool]
 
 
 def modules(config: PiradsConfig, facts: Facts, fit: Fit) -> dict[str, nn.Module]:
@@ -255,19 +257,22 @@ class PiradsTask:
             torch.cat(sdf) if distances else None,
             hidden_blocks(draw, ids, self._size) if self._dual and tasks.reconstruct else None,
             (counts[0], counts[1], counts[2]),
-            self._kinds(epoch),
+            (True, *self._kinds(epoch)),
         )
 
     def train_step(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
         """One step of the optimizer."""
         ctx.zero(MAIN)
-        losses = self._losses(batch, ctx)
-        ctx.backward(losses["total"], weighted=True)
+        found = []
+        for part in self._passes(batch, ctx):
+            losses = self._losses(part, ctx)
+            ctx.backward(losses["total"], weighted=True)
+            found.append({name: loss.detach() for name, loss in losses.items()})
         ctx.step(MAIN)
         if self.config.train.ema is not None:
             decay = min(self.config.train.ema, (1 + ctx.step_index) / (10 + ctx.step_index))
             follow(self.modules[AVERAGE], self.network, decay)
-        return losses
+        return joined(*found)
 
     def validate(self, ctx: EpochContext) -> dict[str, float]:
         """Mean Dice over studies and zones, and the loss, of crops as prediction has them."""
@@ -313,6 +318,16 @@ class PiradsTask:
         training = {**counts, "epochs": self.epochs(), "notes": notes}
         return {"training": training, **({ARTIFACT: self._novelty} if self._novelty else {})}
 
+    def _passes(self, batch: Batch, ctx: StepContext) -> list[Batch]:
+        """Crops that go through the network together.
+
+        The objective is a sum over labelled crops and the others, so that one kind after the other
+        has the same gradient, and the memory of the larger. Batch statistics know no such sum, and
+        of several processes one may lack a kind: then all go together.
+        """
+        together = self.config.model.norm == "batch" or ctx.group is not None
+        return [batch] if together or not any(batch.kinds[1:]) else _apart(batch)
+
     def _losses(self, batch: Batch, ctx: StepContext) -> dict[str, Tensor]:
         image, other = batch.image, batch.other
         if batch.hidden is not None:
@@ -322,28 +337,45 @@ class PiradsTask:
         ends = list(accumulate(batch.counts))
         known = Target(batch.sets[: ends[0]], batch.sdf)
         partly = Target(batch.sets[ends[0] : ends[1]])
-        with_partial, with_unlabelled = batch.kinds
+        with_labelled, with_partial, with_unlabelled = batch.kinds
         if not self._dual:
             logits = self.network(x)
-            partial = (logits[ends[0] : ends[1]], partly) if with_partial else None
             return single_loss(
-                logits[: ends[0]], known, self.config, partial=partial, group=ctx.group
+                logits[: ends[0]] if with_labelled else None,
+                known,
+                self.config,
+                partial=(logits[ends[0] : ends[1]], partly) if with_partial else None,
+                group=ctx.group,
             )
         out = self.network(x, None if other is None else network_input(other))
-        hidden = None
-        if batch.hidden is not None:
-            hidden = Hidden(batch.image[: ends[0]], batch.hidden[: ends[0]])
-        return dual_loss(
-            _crops(out, 0, ends[0]),
-            known,
-            self.config,
-            self.stage,
-            _crops(out, ends[0], ends[2]) if with_partial or with_unlabelled else None,
-            partial=(_crops(out, ends[0], ends[1]), partly) if with_partial else None,
-            hidden=hidden,
-            progress=ctx.progress,
-            group=ctx.group,
-        )
+        found = []
+        if with_labelled:
+            hidden = None
+            if batch.hidden is not None:
+                hidden = Hidden(batch.image[: ends[0]], batch.hidden[: ends[0]])
+            found.append(
+                labelled_loss(
+                    _crops(out, 0, ends[0]),
+                    known,
+                    self.config,
+                    self.stage,
+                    hidden=hidden,
+                    progress=ctx.progress,
+                    group=ctx.group,
+                )
+            )
+        if with_partial or with_unlabelled:
+            found.append(
+                other_loss(
+                    _crops(out, ends[0], ends[2]),
+                    self.config,
+                    self.stage,
+                    partial=(_crops(out, ends[0], ends[1]), partly) if with_partial else None,
+                    progress=ctx.progress,
+                    group=ctx.group,
+                )
+            )
+        return joined(*found)
 
     def _study(self, item: int) -> PreparedStudy:
         return study(self.prepared, item % self.prepared.index.height)
@@ -438,6 +470,25 @@ def _interleaved(labelled: Sequence[int], *others: Sequence[int]) -> list[int]:
     for k, item in enumerate(labelled):
         items += [item, *(one for other in others for one in other[k :: len(labelled)])]
     return items
+
+
+def _apart(batch: Batch) -> list[Batch]:
+    """The labelled crops, and all others."""
+    n = batch.counts[0]
+    parts = []
+    for chosen, labelled in ((slice(n), True), (slice(n, None), False)):
+        parts.append(
+            Batch(
+                batch.image[chosen],
+                None if batch.other is None else batch.other[chosen],
+                batch.sets[chosen],
+                batch.sdf if labelled else None,
+                None if batch.hidden is None else batch.hidden[chosen],
+                (n, 0, 0) if labelled else (0, *batch.counts[1:]),
+                (True, False, False) if labelled else (False, *batch.kinds[1:]),
+            )
+        )
+    return parts
 
 
 def _crops(out: DualOut, start: int, stop: int) -> DualOut:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.pirads.masks import mask, picai
 from tests.pirads.reading_network import CONFIG, FACTS, Reader, use_readers
 
 from diptych.config import merge
 from diptych_pirads.geometry import Volume, resample
-from diptych_pirads.infer import segment, study_features
+from diptych_pirads.infer import count_pieces, segment, study_features
 from diptych_pirads.labels import DPU, PZ, ZONES
 from diptych_pirads.metrics import dice
 from diptych_pirads.phantom import make_phantom
@@ -109,13 +110,38 @@ def test_disagreement_is_one_minus_the_dice_of_the_paths() -> None:
 def test_islands_are_counted_and_do_not_reach_the_zones() -> None:
     label = make_phantom(0, 5).label
     array = label.array.copy()
-    array[1, 1:4, 1:4] = DPU
+    array[1, 1:8, 1:8] = DPU
     found = segment(Reader(), study_of(label.with_array(array)), CONFIG, FACTS)
     assert found.components == 2
-    assert not found.zones.array[:3, :10, :10].any()
+    assert not found.zones.array[:3, :18, :18].any()
     kept = merge(CONFIG, {"predict.postprocess": "none"})
     raw = segment(Reader(), study_of(label.with_array(array)), kept, FACTS)
     assert raw.zones.array[1, 4, 4] == DPU
+
+
+def test_crumbs_are_no_pieces_and_a_gland_however_small_is_one() -> None:
+    label = make_phantom(0, 5).label
+    array = label.array.copy()
+    array[1, 1:4, 1:12] = DPU  # 33 voxels of 0.003 mL, just under a tenth
+    study = study_of(label.with_array(array))
+    assert segment(Reader(), study, CONFIG, FACTS).components == 1
+    exact = merge(CONFIG, {"predict.least_piece_ml": 0.0})
+    assert segment(Reader(), study, exact, FACTS).components == 2
+    crumb = np.zeros_like(array, bool)
+    assert count_pieces(crumb, 0.003, 0.1) == 0
+    crumb[3, 3, 3] = crumb[5, 5, 5] = True
+    assert count_pieces(crumb, 0.003, 0.1) == 1
+
+
+@pytest.mark.data
+def test_whole_public_masks_are_one_piece_where_their_crumbs_are_not() -> None:
+    names = sorted(path.name[:-7] for path in (picai() / "zonal_hevi23").iterdir())
+    every, counted = [], []
+    for name in names:
+        v = mask("zonal_hevi23", name)
+        every.append(count_pieces(v.array > 0, v.voxel_ml, 0.0))
+        counted.append(count_pieces(v.array > 0, v.voxel_ml, 0.1))
+    assert (sum(n > 1 for n in every), sum(n > 1 for n in counted)) == (0, 0)
 
 
 def test_a_series_without_gland_gives_no_zones_and_no_number() -> None:

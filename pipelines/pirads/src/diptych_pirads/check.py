@@ -9,8 +9,8 @@ Codes: E stops, W warns, I is for the record. Every reader of files raises the s
     W106 other grid       W108 zones exchanged    W110 flipped           W111 no orientation
     W112 gland cut        W113 4-D, one volume    W114 islands           W118 one study twice
     W119 patient named    W120 ADC unit           W121 volumes           W123 unlike training
-    W124 no DICOM SEG     I100 unused columns     I105 scheme guessed    I109 no lesion
-    I122 rounding
+    W124 no DICOM SEG     W125 not registered     I100 unused columns    I105 scheme guessed
+    I109 no lesion        I122 rounding           I125 registered
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ class Segmentation:
         difference: (z, y, x) on the grid of `prob`, largest difference of the paths' probabilities
             over the common zones; None for networks of one path.
         entropy: Mean entropy of `prob` in the gland, nats, at most ln 5; NaN without gland.
-        components: 6-connected pieces of the gland before post-processing.
+        components: 6-connected pieces of the gland before post-processing, those under
+            `predict.least_piece_ml` apart.
         center: (3,), middle of the crop, LPS mm.
         features: Means of the bottleneck's feature maps over the crop; empty where unknown.
     """
@@ -95,7 +96,7 @@ def segment(
         disagreement=disagreement,
         difference=difference,
         entropy=_mean_entropy(prob.array, label > 0),
-        components=int(ndimage.label(label > 0, _FACES)[1]),
+        components=count_pieces(label > 0, prob.voxel_ml, config.predict.least_piece_ml),
         center=center,
         features=np.zeros(0, np.float32) if seen.features is None else _first(seen.features),
     )
@@ -156,6 +157,24 @@ def locate_gland(
         if stays:
             break
     return center
+
+
+def count_pieces(gland: Bool[ndarray, "z y x"], voxel_ml: float, least_ml: float) -> int:
+    """How many pieces a gland comes in, crumbs apart.
+
+    Args:
+        gland: The gland before cleaning.
+        voxel_ml: Volume of a voxel in mL.
+        least_ml: Smaller 6-connected pieces do not count.
+
+    Returns:
+        0 without gland; else 1 or more, since the largest piece counts whatever its size.
+    """
+    pieces, count = ndimage.label(gland, _FACES)
+    if not count:
+        return 0
+    sizes = np.bincount(pieces.ravel())[1:] * voxel_ml
+    return max(1, int(np.count_nonzero(sizes >= least_ml)))
 
 
 def zones_on_original(prob: Volume, original: Volume, config: PiradsConfig) -> Volume:

@@ -40,7 +40,7 @@ from diptych_pirads.volumetry import zone_volumes
 STUDIES = (  # label scheme, part, number of prostates
     ("zones4", "train", 12),
     ("zones4", "validation", 3),
-    ("zones4", "test", 24),
+    ("zones4", "test", 20),
     ("pz_tz", "train", 8),
     (None, "train", 12),
 )
@@ -51,8 +51,8 @@ COMMON = [
     "data.geometry.spacing=[3.0, 1.5, 1.5]",
     "data.geometry.size=[16, 32, 40]",
     "data.crop.jitter_mm=[3.0, 4.0, 4.0]",
-    "train.epochs=10",
-    "stages={stage-2: {train.epochs: 5, optim.lr: 3.0e-3}}",
+    "train.epochs=8",
+    "stages={stage-2: {train.epochs: 4, optim.lr: 3.0e-3}}",
     "objective.co.per_step=1",
     "predict.passes=1",  # the crop holds the whole gland
     "predict.tta=none",
@@ -63,7 +63,7 @@ COMMON = [
 ARMS: dict[str, list[str]] = {
     "full": ["evaluate.baselines=[mean_shape, box_atlas]"],
     "four_zones": ["objective.partial.weight=0"],
-    "single": ["model.name=aniso", "train.stages=[stage-1]", "train.epochs=15"],
+    "single": ["model.name=aniso", "train.stages=[stage-1]", "train.epochs=12"],
     "dual": ["objective.co.weight=0"],
     "separate": ["model.share=none"],
 }

@@ -45,6 +45,7 @@ SMALL: dict[str, Any] = {
     "model.base": 2,
     "train.epochs": 4,
     "train.ema": 0.9,
+    "objective.co.per_step": 2,
     "data.geometry.size": list(SIZE),
     "run.device": "cpu",
 }

@@ -53,7 +53,6 @@ COMMON = [
     "data.crop.jitter_mm=[3.0, 4.0, 4.0]",
     "train.epochs=8",
     "stages={stage-2: {train.epochs: 4, optim.lr: 3.0e-3}}",
-    "objective.co.per_step=1",
     "predict.passes=1",  # the crop holds the whole gland
     "predict.tta=none",
     "run.threads=1",

@@ -222,7 +222,7 @@ class CoTrainingSection(Section):
         "intensity", description="What the paths see differently."
     )
     unlabelled: bool = Field(True, description="Unlabelled studies take part.")
-    per_step: PositiveInt = Field(2, description="How many of them are added to each batch.")
+    per_step: PositiveInt = Field(1, description="How many of them are added to each batch.")
 
 
 class TasksSection(Section):

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPl
 from diptych.contract import Artifact, Earlier, Facts, Fit, Modules, Schedule
 from diptych.errors import DataError
 from diptych.randomness import Draw
+from diptych_pirads import scale
 from diptych_pirads.augment import (
     draw_warps,
     drop_channels,
@@ -192,6 +193,7 @@ class PiradsTask:
         self._train = fit.split.train
         self._predicts = not fit.method and fit.stage == config.train.stages[-1]
         self._novelty: dict[str, ndarray] = {}
+        self._scale = scale.training_scale(config, prepared, self._train)
         self._dual = isinstance(self.network, DualPathNet)
         self._kind = {row: kind for kind, rows in enumerate(self.rows) for row in rows}
         self._four_zones = schemes[self.rows.labelled[0]] == FOUR_ZONES
@@ -280,7 +282,7 @@ class PiradsTask:
         scores: list[float] = []
         losses = []
         for row in self._validation:
-            case = study(self.prepared, row)
+            case = self._study(row)
             assert case.label is not None
             center = locate_gland(net, case, self.config, self._size)
             array = crop_image(case, center, self._size).array
@@ -304,7 +306,7 @@ class PiradsTask:
         if AVERAGE in self.modules:
             self.network.load_state_dict(self.modules[AVERAGE].state_dict())
         if self._predicts:
-            studies = (study(self.prepared, row) for row in self._train)
+            studies = (self._study(row) for row in self._train)
             self._novelty = fit_novelty(
                 [study_features(self.network, one, self.config, self._size) for one in studies]
             )
@@ -316,7 +318,8 @@ class PiradsTask:
             notes.append("no training study has four zones: DPU and AFS cannot be learned")
         counts = dict(zip(Rows._fields, map(len, self.rows), strict=True))
         training = {**counts, "epochs": self.epochs(), "notes": notes}
-        return {"training": training, **({ARTIFACT: self._novelty} if self._novelty else {})}
+        fitted = {ARTIFACT: self._novelty, scale.ARTIFACT: self._scale}
+        return {"training": training, **{name: part for name, part in fitted.items() if part}}
 
     def _passes(self, batch: Batch, ctx: StepContext) -> list[Batch]:
         """Crops that go through the network together.
@@ -378,7 +381,8 @@ class PiradsTask:
         return joined(*found)
 
     def _study(self, item: int) -> PreparedStudy:
-        return study(self.prepared, item % self.prepared.index.height)
+        one = study(self.prepared, item % self.prepared.index.height)
+        return scale.standardized(one, self._scale, self._size)
 
     def _kinds(self, epoch: int) -> tuple[bool, bool]:
         """Whether an epoch's batches hold partly labelled and unlabelled crops."""

@@ -38,3 +38,22 @@ def compare(value, leaves, expected, slopes, tolerances):
     found = torch.autograd.grad(value, leaves, materialize_grads=True)
     for own, slope in zip(found, slopes, strict=True):
         torch.testing.assert_close(own.double(), slope, rtol=second, atol=second)
+
+
+def assert_same_under_autocast(inputs, ours, *, twice=True, tolerance=1e-5):
+    """Compare ``ours(*inputs)`` in float32 with itself under bfloat16 autocast, backward as well.
+
+    ``twice`` compares the gradient of the squared gradient too.
+    """
+    results = []
+    for on in (False, True):
+        leaves = [value.detach().float().requires_grad_() for value in inputs]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+            value = ours(*leaves)
+            found = torch.autograd.grad(value, leaves, create_graph=twice, materialize_grads=True)
+            if twice:
+                squares = sum(slope.square().sum() for slope in found)
+                found += torch.autograd.grad(squares, leaves, materialize_grads=True)
+        results.append([value, *found])
+    for plain, under in zip(*results, strict=True):
+        torch.testing.assert_close(under, plain, rtol=tolerance, atol=tolerance)

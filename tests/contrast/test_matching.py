@@ -4,11 +4,12 @@ import itertools
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from tests.contrast import loops_matching as loops
-from tests.contrast.equal import assert_equals_loop, every_size
+from tests.contrast.equal import assert_equals_loop, assert_same_under_autocast, every_size
 
 import diptych_contrast as dc
 
@@ -128,6 +129,15 @@ def test_reductions_and_half_precision_agree_with_the_mean(name):
     expected = ours(*(value.float() for value in half))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(ours(*half, tile=4), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_under_autocast_keeps_single_precision(name):
+    inputs, ours, _ = CASES[name](9, 5, torch.Generator().manual_seed(3))
+    # Distances of Euclid have no second derivative.
+    twice = not name.startswith(("all", "hard", "semi_hard", "easy_positive"))
+    for tile in (4, "auto"):
+        assert_same_under_autocast(inputs, partial(ours, tile=tile), twice=twice)
 
 
 # Mining (check 17).

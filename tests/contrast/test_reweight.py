@@ -1,11 +1,12 @@
 """Reweighting losses: values, gradients, closed forms, extremes, refusals."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from tests.contrast import loops_reweight as loops
-from tests.contrast.equal import assert_equals_loop, every_size
+from tests.contrast.equal import assert_equals_loop, assert_same_under_autocast, every_size
 
 import diptych_contrast as dc
 
@@ -130,6 +131,13 @@ def test_half_precision_and_autocast_give_the_single_precision_of_the_rounded_in
         expected = ours(*(value.float() for value in half))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             torch.testing.assert_close(ours(*half, tile=4), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_under_autocast_keeps_single_precision(name):
+    inputs, ours, _ = CASES[name](9, 8, torch.Generator().manual_seed(6))
+    for tile in (4, "auto"):
+        assert_same_under_autocast(inputs, partial(ours, tile=tile))
 
 
 def test_rotation_and_order_change_nothing():

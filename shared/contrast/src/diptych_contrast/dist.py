@@ -15,15 +15,7 @@ from diptych_contrast.errors import ContrastInputError
 
 
 def world(group: torch_dist.ProcessGroup | None = None) -> tuple[int, int]:
-    """Rank and number of processes of a group; (0, 1) where nothing is distributed.
-
-    Args:
-        group: Process group; None is the default group of `torch.distributed`.
-
-    Example:
-        >>> world()
-        (0, 1)
-    """
+    """Rank and number of processes of a group; (0, 1) where nothing is distributed."""
     if not (torch_dist.is_available() and torch_dist.is_initialized()):
         return 0, 1
     return torch_dist.get_rank(group), torch_dist.get_world_size(group)
@@ -36,7 +28,6 @@ def gather_sizes(
 
     Args:
         x: This process's rows; all processes must agree on the trailing shape.
-        group: Process group; None is the default group.
 
     Returns:
         One size a process. Their sum is the number of rows that gathering gives.
@@ -72,8 +63,6 @@ def gather_with_grad(
     Differentiable twice. Each process may hold another number of rows.
 
     Args:
-        x: This process's rows.
-        group: Process group; None is the default group.
         sizes: Rows of every process as `gather_sizes` gives them, where they are known already.
 
     Returns:

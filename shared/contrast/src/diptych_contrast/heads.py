@@ -22,11 +22,6 @@ class ProjectionHead(nn.Module):
     Every layer but the last is Linear, norm, ReLU; the last is Linear, then a norm if asked for.
 
     Args:
-        dim_in: Length of a feature vector.
-        hidden: Width of the hidden layers.
-        out: Length of an embedding.
-        layers: Number of linear layers, at least 1.
-        norm: Batch norm, layer norm or none.
         last_norm: Whether the norm also follows the last layer.
         bias: Whether linear layers that a norm follows have a bias, which batch norm makes idle.
 
@@ -72,20 +67,7 @@ class ProjectionHead(nn.Module):
 
 
 class MultiHead(nn.Module):
-    """Several independent projection heads on the same features (AMCL, DBL).
-
-    Args:
-        dim_in: Length of a feature vector.
-        hidden: Width of the hidden layers.
-        out: Length of an embedding.
-        heads: Number of heads, at least 1.
-        layers: Linear layers of a head.
-        norm: Batch norm, layer norm or none.
-
-    Example:
-        >>> MultiHead(256, 256, 64, heads=3)(torch.randn(4, 256)).shape
-        torch.Size([3, 4, 64])
-    """
+    """Several independent projection heads on the same features (AMCL, DBL)."""
 
     def __init__(
         self,
@@ -130,7 +112,6 @@ def head(name: str, dim_in: int) -> nn.Module:
     ============  ==========================================================  ==========
 
     Args:
-        name: One of the names above.
         dim_in: Length of a feature vector; the parameters above are counted at 2,048.
 
     Example:
@@ -152,16 +133,8 @@ def multi_crop_forward(
 
     Crops of equal shape, wherever they stand, share a pass and with it the batch norm statistics.
 
-    Args:
-        encoder: From a batch to one vector a row.
-        crops: One batch a crop; the first dimension counts samples.
-
     Returns:
         One output a crop, in the order of the crops.
-
-    Example:
-        >>> [z.shape[0] for z in multi_crop_forward(nn.Flatten(), [torch.zeros(2, 3, 8, 8)] * 2)]
-        [2, 2]
     """
     if not crops:
         raise ContrastInputError(

@@ -110,6 +110,16 @@ def check_integers(function: str, argument: str, values: Tensor, count: int) -> 
         raise ContrastInputError(function, argument, found, f"pass {count} integers, one a row")
 
 
+def check_squares(function: str, argument: str, x: Tensor) -> None:
+    """Refuse finite values so large that sums of their squares overflow."""
+    if readable(x):
+        limit, largest = torch.finfo(x.dtype).max ** 0.25, float(x.detach().abs().amax())
+        if limit < largest < math.inf:
+            found = f"holds {largest:.0e}, whose square may overflow"
+            fix = f"scale it to at most {limit:.0e}, or normalise where the function can"
+            raise ContrastInputError(function, argument, found, fix)
+
+
 def check_finite(function: str, argument: str, x: Tensor) -> None:
     """Refuse values that are not finite, and name the first rows that hold them."""
     bad = ~torch.isfinite(x)

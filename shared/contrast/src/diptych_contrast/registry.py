@@ -11,7 +11,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych_contrast.common import Common, Options
 from diptych_contrast.errors import ContrastInputError
@@ -82,12 +82,7 @@ _TABLE = {
 
 
 def losses() -> dict[str, LossSpec]:
-    """Return the table of all losses: specification by name.
-
-    Example:
-        >>> losses()["clip_loss"].paper
-        'Radford et al., 2021, CLIP'
-    """
+    """Return the table of all losses: specification by name."""
     return {
         name: _spec(family, name, needs)
         for family, members in _TABLE.items()
@@ -127,10 +122,6 @@ def _find(function: str, name: str) -> LossSpec:
 def loss(name: str, **config: Any) -> Callable[..., Any]:
     """Look a loss up by name and set its keyword arguments, as a config section does.
 
-    Args:
-        name: Name in `losses`.
-        **config: Keyword arguments of the loss.
-
     Example:
         >>> loss("nt_xent", temperature=0.2).keywords
         {'temperature': 0.2}
@@ -143,37 +134,6 @@ def loss(name: str, **config: Any) -> Callable[..., Any]:
             fix = f"did you mean {near[0]!r}? All keywords: {', '.join(spec.defaults)}"
             raise ContrastInputError(name, key, found, fix)
     return partial(spec.function, **config)
-
-
-class Criterion(nn.Module):
-    """A loss of the table as a module.
-
-    A `Temperature` or another module among the arguments becomes a part of it, so that optimizers
-    and state dicts find its parameters.
-
-    Args:
-        name: Name in `losses`.
-        **config: Keyword arguments of the loss.
-
-    Example:
-        >>> Criterion("nt_xent", temperature=1.0)(torch.ones(4, 8), torch.ones(4, 8)).exp().round()
-        tensor(7.)
-    """
-
-    def __init__(self, name: str, **config: Any) -> None:
-        super().__init__()
-        self.name, self.loss = name, loss(name, **config)
-        for key, value in config.items():
-            if isinstance(value, nn.Module):
-                self.add_module(key, value)
-
-    def forward(self, *inputs: Any, **more: Any) -> Any:
-        """The loss of a batch; ``more`` are keyword arguments of this call alone."""
-        return self.loss(*inputs, **more)
-
-    def extra_repr(self) -> str:
-        """Name of the loss, for the printed module."""
-        return self.name
 
 
 def explain(name: str) -> str:

@@ -64,13 +64,7 @@ class ClassBalancedSampler(_Resumable):
 
     Args:
         labels: Class of each sample; negative: unlabelled, never drawn.
-        classes_per_batch: P >= 1.
         samples_per_class: K >= 1; a smaller class repeats its samples.
-        seed: Seed of the draws.
-
-    Example:
-        >>> next(iter(ClassBalancedSampler([0, 0, 1, 1], 2, 1))).__len__()
-        2
     """
 
     def __init__(
@@ -113,15 +107,6 @@ class SubjectSampler(_Resumable):
 
     Every batch takes a sample of those subjects that have most samples left, which gives the
     largest number of full batches. What fills no batch at the end sits out this epoch.
-
-    Args:
-        groups: Subject (patient, recording) of each sample.
-        batch_size: Samples of a batch, from as many subjects.
-        seed: Seed of the draws.
-
-    Example:
-        >>> [len(b) for b in SubjectSampler(["a", "a", "b", "c"], 2)]
-        [2, 2]
     """
 
     def __init__(self, groups: Sequence[Any] | Tensor, batch_size: int, seed: int = 0) -> None:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diptych_contrast.kernel.call import products
+
 Moments = Float[Tensor, "3"]  # number of pairs, sum and sum of squares of their scores, float64
 
 
@@ -54,10 +56,10 @@ def moments_of(scores: Tensor) -> Moments:
 @torch.no_grad()
 def moments_between(x: Tensor, y: Tensor) -> Moments:
     """Moments of all products of rows of x (n, d) and y (m, d), in O((n + m) d^2)."""
-    spread = x.t() @ x
-    other = spread if y is x else y.t() @ y
-    total = x.sum(0, dtype=torch.float64) @ y.sum(0, dtype=torch.float64)
-    squares = torch.linalg.vecdot(spread.double().flatten(), other.double().flatten())
+    spread = products(x.t(), x)
+    other = spread if y is x else products(y.t(), y)
+    total = torch.dot(x.sum(0, dtype=torch.float64), y.sum(0, dtype=torch.float64))
+    squares = torch.dot(spread.double().flatten(), other.double().flatten())
     return torch.stack([total.new_tensor(len(x) * len(y)), total, squares])
 
 

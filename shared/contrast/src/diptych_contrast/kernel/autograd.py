@@ -7,7 +7,7 @@ opaque operators, so that tiles are not unrolled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from diptych_contrast.kernel.backward import first_order, second_order
-from diptych_contrast.kernel.call import call, loop
+from diptych_contrast.kernel.call import call, full_precision, loop
 from diptych_contrast.kernel.tiles import Plan, sum_exponentials
 
 # Positions among the eleven tensors of a sweep: rows, columns, scale, two biases, six keys.
@@ -153,15 +153,6 @@ class PairCurvature(Function):
     def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         """Run one sweep for every element of the batch."""
         return loop(PairCurvature, info.batch_size, dims, arguments)
-
-
-def full_precision(body: Callable[..., Any], plan: Plan, *tensors: Any) -> Any:
-    """Run a sweep with autocast switched off."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return body(plan, *tensors)
-    with torch.autocast(device, enabled=False):
-        return body(plan, *tensors)
 
 
 def _words(  # pragma: no cover - traced, not run

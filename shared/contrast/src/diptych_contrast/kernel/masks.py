@@ -28,18 +28,8 @@ class PairMask:
     columns take the keys of the rows.
 
     Args:
-        row_id: Sample of each row, shape (n,).
-        col_id: Sample of each column, shape (m,).
-        row_view: View of each row, shape (n,).
-        col_view: View of each column, shape (m,).
-        row_label: Class of each row, shape (n,).
-        col_label: Class of each column, shape (m,).
         expr: Words ``any``, ``not_self``, ``same_id``, ``same_label``, ``other_view`` joined by
             ``&``, ``|``, ``~`` and brackets.
-
-    Example:
-        >>> PairMask(row_label=torch.tensor([0, 0, 1]), expr="same_label & not_self").expr
-        'same_label & not_self'
     """
 
     row_id: Int[Tensor, " n"] | None = None
@@ -121,11 +111,7 @@ class Masks:
     """Masks of one sweep, evaluated tile by tile.
 
     Args:
-        expressions: Mask expressions, joined by commas.
         keys: The six keys in the order of `KEYS`.
-        shape: Number of rows and columns.
-        tile: Rows and columns of a tile.
-        device: Device of the embeddings.
     """
 
     def __init__(

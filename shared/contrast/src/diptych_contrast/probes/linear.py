@@ -199,15 +199,8 @@ def linear_probe(
     stops after two values in a row without improvement.
 
     Args:
-        train: Training embeddings.
-        y: Their classes, any integers.
-        test: Test embeddings.
         l2: Weight of the penalty, at least 0, or ``"cv"``.
-        groups: Subject of a training row; a subject is never in two folds.
-        test_y: Classes of the test rows, to score the predictions.
         test_groups: Subject of a test row, the unit of the bootstrap; default: the row.
-        resamples: Bootstrap resamples.
-        seed: Seed of the bootstrap.
 
     Returns:
         The probe with predictions, accuracy, balanced accuracy (mean recall over the classes of
@@ -262,11 +255,6 @@ def few_label_probe(
 
     Returns:
         Accuracy and balanced accuracy of every draw, their means, and the rows that were drawn.
-
-    Example:
-        >>> x, y = torch.eye(8), torch.arange(8) % 2
-        >>> len(few_label_probe(x, y, x, y, n_per_class=2, repeats=3).accuracies)
-        3
     """
     _check_probe("few_label_probe", train, y, test, l2, groups)
     check_integers("few_label_probe", "test_y", test_y, test.shape[0])

@@ -17,6 +17,7 @@ from diptych_contrast.inputs import (
     check_positive,
 )
 from diptych_contrast.kernel import unit_rows
+from diptych_contrast.kernel.call import products
 
 _QUERIES, _BANK = 1024, 4096  # a tile of similarities
 
@@ -50,12 +51,8 @@ def knn_probe(
     held a tile at a time, in fp32 (fp64 for fp64 input).
 
     Args:
-        bank: Embeddings with known class.
-        bank_y: Their classes, from 0.
-        query: Embeddings to classify.
         k: Number of neighbours; cut to the bank's size with a `ContrastWarning`.
         temperature: Above 0; the lower, the more the nearest one decides.
-        classes: Number of classes; default: the largest label plus 1.
 
     Returns:
         Predictions, vote shares, neighbours and their cosines.
@@ -104,7 +101,7 @@ def _nearest(rows: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, indices = rows.new_empty(len(rows), 0), bank.new_empty(len(rows), 0, dtype=torch.long)
     width = max(_BANK, 2 * k)
     for start in range(0, len(bank), width):
-        scores = rows @ bank[start : start + width].T
+        scores = products(rows, bank[start : start + width].T)
         tops, positions = _top(scores, min(k, scores.shape[1]))
         values = torch.cat([values, tops], dim=1)
         indices = torch.cat([indices, positions + start], dim=1)

@@ -61,11 +61,8 @@ def retrieval(
     products of such numbers are exact, so equal embeddings tie exactly.
 
     Args:
-        x: Embeddings of one side.
-        y: Embeddings of the other side.
         relevant: For each row of ``x`` the one relevant row of ``y``, or a matrix that is true
             where several are. Default: the row of equal number.
-        ks: Ranks at which recall is measured.
 
     Returns:
         Recall at each k (a relevant item among the first k), mean average precision at R (R: the
@@ -98,11 +95,6 @@ def recall_at_k(
     With g irrelevant candidates above the best relevant score, t irrelevant and m relevant ones
     at it: 0 for k <= g, 1 for k - g > t, else ``1 - C(t, k-g) / C(t+m, k-g)``.
 
-    Args:
-        scores: Scores of all candidates for each query; higher is better.
-        relevant: Which candidates are relevant, at least one a query.
-        ks: Numbers of candidates that are looked at.
-
     Example:
         >>> recall_at_k(torch.zeros(1, 4), torch.tensor([[True, False, False, False]]), [2]).item()
         0.5
@@ -134,10 +126,6 @@ def expected_rank(
 
     Returns:
         ``g + (t + m + 1) / (m + 1)`` in the terms of `recall_at_k`, fp64.
-
-    Example:
-        >>> expected_rank(torch.zeros(1, 3), torch.tensor([[True, False, False]])).item()
-        2.0
     """
     _check_scores("expected_rank", scores, relevant)
     above, tied, hits = _first_relevant(scores, relevant)

@@ -19,7 +19,7 @@ from diptych_pirads.check_label import solidity
 from diptych_pirads.config import PiradsConfig
 from diptych_pirads.geometry import Volume, crop_pad
 from diptych_pirads.label_files import open_label
-from diptych_pirads.layout import Study
+from diptych_pirads.layout import Study, read_manifest
 from diptych_pirads.read import read_volume
 from diptych_pirads.sample import write_dataset
 
@@ -210,6 +210,23 @@ def test_a_file_that_is_no_manifest_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "studies.csv").write_text(text)
     assert {f.code for f in check(CONFIG, tmp_path / "studies.csv")} <= {"E100", "I100"}
     assert check(CONFIG, tmp_path / "studies.csv").errors
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_table_from_any_spreadsheet_is_read(tmp_path: Path, separator: str) -> None:
+    write_nifti(tmp_path / "t2.nii", texture())
+    write_nifti(tmp_path / "zones.nii", two_zones())
+    lines = ["\ufeffSubject_ID, study_id ,T2,label,scheme", "P,S,t2.nii,zones.nii,pz_tz"]
+    text = "\r\n".join(lines).replace(",", separator)
+    (tmp_path / "studies.csv").write_text(text, encoding="utf-8")
+    (study,), findings = read_manifest(tmp_path / "studies.csv")
+    assert not findings
+    assert (study.subject, study.study, study.scheme) == ("P", "S", "pz_tz")
+    assert check_manifest(tmp_path / "studies.csv") == []
+    text = text.replace(f"Scheme{separator}", "").replace("scheme", "psa").replace("pz_tz", "7,1")
+    (tmp_path / "studies.csv").write_text(text, encoding="utf-8")
+    (finding,) = read_manifest(tmp_path / "studies.csv")[1]
+    assert "decimal point" in finding.fix
 
 
 def test_copies_and_a_subject_in_two_splits_are_errors(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def check_grid(label: Volume, image: Volume, where: str) -> list[Finding]:
         where: The label's file, for messages.
     """
     if np.abs(label.directions - image.directions).max() > TILT:
-        return [_elsewhere(where, f"its axes are tilted by {_angle(label, image):.1f} degrees")]
+        tilt = f"its axes are tilted by {_angle(label, image):.1f} degrees against the image's"
+        return [_elsewhere(where, tilt)]
     if label.size == image.size and np.allclose(label.spacing, image.spacing, rtol=1e-3):
         voxels = np.abs(image.to_index(label.to_lps(np.zeros(3))))
         if voxels.max() > SHIFT_VOXELS:

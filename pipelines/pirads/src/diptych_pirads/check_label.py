@@ -83,6 +83,21 @@ def check_grid(label: Volume, image: Volume, where: str) -> list[Finding]:
     return [Finding("warning", "W106", where, found, fix)]
 
 
+def check_frame(frame: str, image_frame: str, where: str) -> list[Finding]:
+    """W126: positions are compared that were measured from different places.
+
+    Args:
+        frame: DICOM's frame of reference of a series or label; "" where it is not known.
+        image_frame: That of the T2-weighted series.
+        where: The file, for messages.
+    """
+    if not frame or not image_frame or frame == image_frame:
+        return []
+    found = "another DICOM frame of reference than the T2-weighted series: they may not fit"
+    fix = "give series of one examination; look at them together if only identifiers were replaced"
+    return [Finding("warning", "W126", where, found, fix)]
+
+
 def solidity(mask: Bool[ndarray, "z y x"]) -> float:
     """Area of a mask over the area of its convex hull, both summed over slices.
 

@@ -1,3 +1,7 @@
+import doctest
+import importlib
+import pkgutil
+
 import pytest
 import torch
 
@@ -25,3 +29,15 @@ def test_every_loss_explains_itself_and_has_a_dense_reference(name):
     assert "def " in text
     assert dc.losses()[name].formula
     assert callable(dc.losses()[name].reference)
+
+
+def test_the_examples_of_all_docstrings_hold():
+    public = {name: getattr(dc, name) for name in dir(dc)} | {"torch": torch, "nn": torch.nn}
+    tried = 0
+    for found in pkgutil.walk_packages(dc.__path__, "diptych_contrast."):
+        if not found.name.endswith("__main__"):
+            module = importlib.import_module(found.name)
+            result = doctest.testmod(module, globs=public | vars(module))
+            assert result.failed == 0, module.__name__
+            tried += result.attempted
+    assert tried > 50

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.inputs import check_choice, check_least
+from diptych_contrast.inputs import check_choice, check_known, check_least
 
 Norm = Literal["batch", "layer"] | None
 
@@ -19,11 +18,8 @@ Norm = Literal["batch", "layer"] | None
 class ProjectionHead(nn.Module):
     """A multi-layer perceptron from features to the embedding that a loss sees.
 
-    Every layer but the last is Linear, norm, ReLU; the last is Linear, then a norm if asked for.
-
-    Args:
-        last_norm: Whether the norm also follows the last layer.
-        bias: Whether linear layers that a norm follows have a bias, which batch norm makes idle.
+    Every layer but the last is Linear, norm, ReLU; the last is Linear, with ``last_norm`` and a
+    norm. Without ``bias`` linear layers that a norm follows have none: batch norm makes it idle.
 
     Example:
         >>> ProjectionHead(2048, 2048, 128)(torch.randn(4, 2048)).shape
@@ -111,18 +107,13 @@ def head(name: str, dim_in: int) -> nn.Module:
     multi_head    three of dim-dim, BN, ReLU, dim-128                         13,388,160
     ============  ==========================================================  ==========
 
-    Args:
-        dim_in: Length of a feature vector; the parameters above are counted at 2,048.
+    Parameters are counted at 2,048 features.
 
     Example:
         >>> head("moco_v2", 512)(torch.randn(4, 512)).shape
         torch.Size([4, 128])
     """
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise ContrastInputError(
-            "head", "name", f"is {name!r}", f"pass one of {', '.join(PRESETS)} (nearest: {near})"
-        )
+    check_known("head", "name", name, PRESETS)
     return PRESETS[name](dim_in)
 
 
@@ -132,14 +123,11 @@ def multi_crop_forward(
     """Encode crops of several sizes with one forward pass for each size (Caron et al., 2020).
 
     Crops of equal shape, wherever they stand, share a pass and with it the batch norm statistics.
-
-    Returns:
-        One output a crop, in the order of the crops.
+    Outputs come in the order of the crops.
     """
     if not crops:
-        raise ContrastInputError(
-            "multi_crop_forward", "crops", "is empty", "pass at least one crop"
-        )
+        fix = "pass at least one crop"
+        raise ContrastInputError("multi_crop_forward", "crops", "is empty", fix)
     groups: dict[torch.Size, list[int]] = {}
     for position, crop in enumerate(crops):
         groups.setdefault(crop.shape[1:], []).append(position)

@@ -16,8 +16,7 @@ from diptych_contrast.inputs import (
     check_least,
     check_positive,
 )
-from diptych_contrast.kernel import unit_rows
-from diptych_contrast.kernel.call import products
+from diptych_contrast.kernel import products, unit_rows
 
 _QUERIES, _BANK = 1024, 4096  # a tile of similarities
 
@@ -48,14 +47,8 @@ def knn_probe(
 
     Each of the k rows of highest cosine s votes for its class with weight ``exp(s/temperature)``.
     Equal cosines at the cut: the lower bank row; equal votes: the lower class. Similarities are
-    held a tile at a time, in fp32 (fp64 for fp64 input).
-
-    Args:
-        k: Number of neighbours; cut to the bank's size with a `ContrastWarning`.
-        temperature: Above 0; the lower, the more the nearest one decides.
-
-    Returns:
-        Predictions, vote shares, neighbours and their cosines.
+    held a tile at a time, in fp32 (fp64 for fp64 input). A k above the bank's size is cut, with a
+    `ContrastWarning`.
 
     Example:
         >>> knn_probe(torch.eye(3), torch.tensor([0, 1, 1]), torch.eye(3), k=1).predictions

@@ -5,7 +5,12 @@ from functools import partial
 import pytest
 import torch
 from tests.contrast import loops_cluster as loops
-from tests.contrast.equal import assert_equals_loop, assert_same_under_autocast, every_size
+from tests.contrast.equal import (
+    assert_equals_loop,
+    assert_finite_at_any_length,
+    assert_same_under_autocast,
+    every_size,
+)
 from torch import Tensor
 
 import diptych_contrast as dc
@@ -148,6 +153,12 @@ def test_reductions_and_half_precision_agree_with_the_mean(name):
 def test_a_step_under_autocast_keeps_single_precision(name):
     z, ours, _ = CASES[name](3, 5, 7, 0)
     assert_same_under_autocast(z, lambda *x: ours(x))
+
+
+@pytest.mark.parametrize("name", ["proto_nce", "proto_nce-queue"])
+def test_rows_of_any_length_give_finite_loss_and_gradient(name):
+    z, ours, _ = CASES[name](3, 9, 7, 0)
+    assert_finite_at_any_length(z, lambda *x: ours(x))
 
 
 @pytest.mark.parametrize("name", ["swav_loss", "proto_nce"])

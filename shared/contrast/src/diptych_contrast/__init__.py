@@ -14,7 +14,8 @@ all of them:
 * ``parity="official"`` computes what the authors' code does.
 * The formula of a docstring is the loss of one row; a loss returns its mean over the rows, in
   float32 or float64, also for half precision and under autocast.
-* What cannot be used is refused with a `ContrastInputError`: argument, finding, what to do.
+* What cannot be used is refused with a `ContrastInputError`: argument, finding, what to do. Values
+  are looked at only where that is free, on the CPU.
 """
 
 from diptych_contrast.cluster import PrototypeQueue as PrototypeQueue

@@ -24,9 +24,8 @@ from diptych_contrast.common import (
 from diptych_contrast.dist import gather_sizes, world
 from diptych_contrast.errors import ContrastInputError, warn
 from diptych_contrast.inputs import check_choice, check_least, check_positive, check_shape, readable
-from diptych_contrast.kernel import log_sums
-from diptych_contrast.kernel.call import full_precision, products
-from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.kernel import log_sums, products, unit_rows
+from diptych_contrast.kernel.call import full_precision
 from diptych_contrast.kernel.tiles import LOG2_E
 from diptych_contrast.pairwise import info_nce
 from diptych_contrast.state import KeyQueue, keep_version

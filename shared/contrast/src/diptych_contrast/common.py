@@ -188,9 +188,11 @@ class Options:
             start = sum(gather_sizes(z, self.group)[: world(self.group)[0]])
         return torch.arange(start, start + len(z), device=z.device)
 
-    def reduce(self, rows: Float[Tensor, " n"], valid: Tensor | None) -> Tensor:
-        """Reduce one loss a row; where not valid, rows may hold anything."""
+    def reduce(self, rows: Tensor, valid: Tensor | None) -> Tensor:
+        """Reduce one loss a row, of any shape; where not valid, rows may hold anything."""
+        rows = rows.flatten()
         if valid is not None:
+            valid = valid.flatten()
             rows = rows.masked_fill(~valid, 0.0)
             if self.empty == "error" and readable(valid) and not bool(valid.all()):
                 none = f"{int((~valid).sum())} of {len(valid)} rows have no positive or no negative"

@@ -26,8 +26,7 @@ from diptych_contrast.inputs import (
     check_rows,
     check_squares,
 )
-from diptych_contrast.kernel import pair_lse, unit_rows
-from diptych_contrast.kernel.call import products
+from diptych_contrast.kernel import pair_lse, products, unit_rows
 
 _BLOCK = 1024  # rows of scores held at a time
 

@@ -110,9 +110,8 @@ def _check_classes(function: str, logits: Tensor, counts: Tensor, temperature: f
     check_shape(function, "logits", logits, (-1, -1))
     if counts.shape != logits.shape[1:] or (readable(counts) and bool((counts <= 0).any())):
         found = f"has shape {tuple(counts.shape)}, or a value not above 0"
-        raise ContrastInputError(
-            function, "counts", found, "pass one positive number for each class"
-        )
+        fix = "pass one positive number for each class"
+        raise ContrastInputError(function, "counts", found, fix)
 
 
 @torch.no_grad()
@@ -162,10 +161,7 @@ def estimate_class_distribution(
 
 
 def sampling_rates(
-    counts: Float[Tensor, " k"],
-    labels: Int[Tensor, " n"],
-    alpha: float = 0.8,
-    beta: float = 0.5,
+    counts: Float[Tensor, " k"], labels: Int[Tensor, " n"], alpha: float = 0.8, beta: float = 0.5
 ) -> Float[Tensor, " k"]:
     """Rates of `self_balanced_sampling`: ``(n_min / n_c)^beta``, rare classes more (BaCon).
 
@@ -248,7 +244,7 @@ def self_distillation(
     teacher = (logits.detach() / (first + (last - first) * share)).softmax(2)
     target = (teacher.sum(0) - teacher) / (len(logits) - 1)
     rows = -(target * (logits / student_temperature).log_softmax(2)).sum(2)
-    return options.reduce(rows.flatten(), None)
+    return options.reduce(rows, None)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,7 @@ from diptych_contrast.common import (
 )
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_choice
-from diptych_contrast.kernel import log_sums
-from diptych_contrast.kernel.call import products
-from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.kernel import log_sums, products, unit_rows
 from diptych_contrast.pairwise.sup_con import class_contrast
 
 
@@ -128,7 +126,7 @@ def poly_view(
         rows = math.log(pairs.shape[1]) - (-pairs).logsumexp(1)
     else:
         rows = pairs.mean(1)
-    return options.reduce(rows.flatten(), None)
+    return options.reduce(rows, None)
 
 
 def pairwise_views(loss: Callable[..., Tensor], views: Views, **arguments: Any) -> Tensor:

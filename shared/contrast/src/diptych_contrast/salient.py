@@ -69,7 +69,8 @@ def sep_clr(
 
     Args:
         common: Common vectors of two views, shape (2, n, c).
-        salient: Salient vectors of the same views, shape (2, n, s), never normalised.
+        salient: Salient vectors of the same views, shape (2, n, s), never normalised; values whose
+            squares might overflow are refused.
         target: 1 for a target, 0 for a background sample, shape (n,).
         parity: ``official``: also take the salient term of a single target.
         **options: See `Common`. With ``group`` every process gives the loss of all samples.

@@ -60,11 +60,8 @@ class ClassBalancedSampler(_Resumable):
     """Batches of P classes with K samples of each (Hermans et al., 2017, "P x K").
 
     An epoch has as many batches as fit into the data. Classes come in turns, and so do the samples
-    of a class, so that small classes come as often as large ones.
-
-    Args:
-        labels: Class of each sample; negative: unlabelled, never drawn.
-        samples_per_class: K >= 1; a smaller class repeats its samples.
+    of a class, so that small classes come as often as large ones. Samples of a negative label are
+    never drawn; a class of fewer than K samples repeats them.
     """
 
     def __init__(

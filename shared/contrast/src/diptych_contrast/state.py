@@ -166,9 +166,6 @@ class CrossBatchMemory(nn.Module):
     that are in the current batch are left out: a copy of its own row would be a positive that
     nothing can be learned from. Call `others` before the loss, `enqueue` after the backward pass.
 
-    Args:
-        start_step: First step at which `others` gives rows; let the encoder settle first.
-
     Example:
         >>> memory = CrossBatchMemory(1024, 8, start_step=0)
         >>> memory.enqueue(torch.eye(8), torch.arange(8), torch.arange(8))
@@ -223,7 +220,6 @@ class MomentumEncoder(nn.Module):
     The model itself is referred to, not owned: its weights are in no state dict of this module.
 
     Args:
-        model: The model to follow. The copy starts with its weights.
         m: Share of the old weights that an update keeps, in [0, 1].
         schedule: The same as a function of the step, such as `cosine_momentum`; replaces ``m``.
         buffers: ``copy`` the model's, or average floating-point ones too (``ema``).

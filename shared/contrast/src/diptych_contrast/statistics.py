@@ -81,9 +81,8 @@ def moments_matching(x: Tensor, x_key: Tensor, y: Tensor, y_key: Tensor) -> Mome
 @torch.no_grad()
 def pair_info(
     *,
-    rows: int,
+    embeddings: tuple[Tensor, ...],
     valid: Tensor | None,
-    zero_rows: Tensor,
     positives: Moments,
     negatives: Moments,
     negative_lse: Tensor,
@@ -93,11 +92,12 @@ def pair_info(
 ) -> PairInfo:
     """Assemble what a loss tells about its pairs.
 
-    Each row may meet positives and negatives (`Moments`); ``negative_lse`` is the log-sum-exp over
-    the negatives, ``hits`` whether the best column is a positive, ``peak`` the largest score times
-    the scale, ``valid`` which rows count, None where all do.
+    Each row of the first embeddings may meet positives and negatives (`Moments`); ``negative_lse``
+    is the log-sum-exp over the negatives, ``hits`` whether the best column is a positive, ``peak``
+    the largest score times the scale, ``valid`` which rows count, None where all do.
     """
     hits = hits if valid is None else hits & valid
+    rows = len(embeddings[0])
     n_valid = scale.new_tensor(rows, dtype=torch.int64) if valid is None else valid.sum()
     moments = torch.stack([positives, negatives])
     means = moments / moments[:, :1].clamp_min(1.0)
@@ -107,7 +107,7 @@ def pair_info(
         n_rows=rows,
         n_valid=n_valid,
         n_positive_pairs=positives[0].long(),
-        n_zero_rows=zero_rows,
+        n_zero_rows=torch.stack([(~x.any(1)).sum() for x in embeddings]).sum(),
         pos_mean=mean[0],
         pos_var=variance[0],
         neg_mean=mean[1],

@@ -44,13 +44,11 @@ def check_engine(function: str, engine: Engine) -> None:
     """Refuse an unknown or missing back end, and a tile below 1, with `ContrastInputError`."""
     if engine.backend not in _BACKENDS:
         found = ", which this version does not have" if engine.backend == "triton" else ""
-        raise ContrastInputError(
-            function, "backend", f"is {engine.backend!r}{found}", "pass 'auto', 'tiled' or 'dense'"
-        )
+        found, fix = f"is {engine.backend!r}{found}", "pass 'auto', 'tiled' or 'dense'"
+        raise ContrastInputError(function, "backend", found, fix)
     if engine.tile != "auto" and (not isinstance(engine.tile, int) or engine.tile < 1):
-        raise ContrastInputError(
-            function, "tile", f"is {engine.tile!r}", "pass 'auto' or a positive whole number"
-        )
+        fix = "pass 'auto' or a positive whole number"
+        raise ContrastInputError(function, "tile", f"is {engine.tile!r}", fix)
 
 
 _BACKENDS = ("auto", "tiled", "dense")

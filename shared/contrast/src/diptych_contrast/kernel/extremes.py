@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_choice
 from diptych_contrast.kernel.api import Engine, check_engine, operands, pair_lse
 from diptych_contrast.kernel.call import products
 from diptych_contrast.kernel.masks import Masks, PairMask
@@ -26,11 +26,8 @@ def pair_max(
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
     """Largest or smallest product of every row among the pairs that count.
 
-    The gradient goes to that one pair. Among equal products the lowest column wins.
-
-    Returns:
-        Product, shape (n,), minus (plus) infinity in rows without pairs, and column, shape (n,),
-        there -1.
+    The gradient goes to that one pair. Among equal products the lowest column wins. Rows without
+    pairs have the product minus (plus) infinity and the column -1.
 
     Example:
         >>> pair_max(torch.eye(3), torch.eye(3), PairMask(expr="any"))[1].tolist()
@@ -78,14 +75,12 @@ def pair_expect(
 
     Args:
         kappa: Sharpness of the weights, not 0; negative ones weigh low scores.
-        cost: ``score`` or ``sqdist``.
         mask: Which pairs count; None: all.
 
     Returns:
-        ``logZ``, minus infinity in rows without pairs, and E, there 0; both of shape (n,).
+        ``logZ``, minus infinity in rows without pairs, and E, there 0.
     """
-    if cost not in {"score", "sqdist"}:
-        raise ContrastInputError("pair_expect", "cost", f"is {cost!r}", "pass 'score' or 'sqdist'")
+    check_choice("pair_expect", "cost", cost, "score", "sqdist")
     a, b = operands("pair_expect", a, b)
     mask = PairMask(expr="any") if mask is None else mask
     scale = torch.as_tensor(beta, dtype=a.dtype, device=a.device) * kappa

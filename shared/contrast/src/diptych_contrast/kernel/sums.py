@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_choice
 from diptych_contrast.kernel.call import call, full_precision, loop
 from diptych_contrast.kernel.masks import Masks, PairMask
 from diptych_contrast.kernel.tiles import default_tile
@@ -58,18 +58,14 @@ def pair_sum(
     into the operands: ``[scale * a, bias]`` against ``[b, 1]``. Twice differentiable in a and b.
 
     Args:
-        fn: ``identity``, ``softplus``, ``softplus_negative`` (of minus the score), ``relu``,
-            ``relu_squared`` or ``exp``.
+        fn: One of `FUNCTIONS`; ``softplus_negative`` is softplus of minus the score.
         weight: Factors u, v of the weights ``w_ij = u_i.v_j``, taken as constants.
 
     Example:
         >>> pair_sum(torch.zeros(2, 4), torch.ones(3, 4), "exp", PairMask(expr="any")).tolist()
         [3.0, 3.0]
     """
-    if fn not in FUNCTIONS:
-        raise ContrastInputError(
-            "pair_sum", "fn", f"is {fn!r}", f"pass one of {', '.join(FUNCTIONS)}"
-        )
+    check_choice("pair_sum", "fn", fn, *FUNCTIONS)
     dtype = torch.float64 if torch.float64 in {a.dtype, b.dtype} else torch.float32
     size = default_tile(len(a), len(b), dtype.itemsize) if tile == "auto" else tile
     u, v = (None, None) if weight is None else (part.detach().to(dtype) for part in weight)

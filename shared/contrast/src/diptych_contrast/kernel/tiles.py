@@ -127,10 +127,8 @@ def default_tile(rows: int = 0, columns: int = 0, itemsize: int = 4) -> int:
     """Return the tile that ``tile="auto"`` stands for.
 
     Small inputs take a single tile; larger ones 512 rows and columns, which with their operands
-    stay in the second-level cache of one core. ``DIPTYCH_TILE`` wins over both.
-
-    Args:
-        rows: Number of rows, 0 for the tile of large inputs.
+    stay in the second-level cache of one core. ``DIPTYCH_TILE`` wins over both. Without rows it is
+    the tile of large inputs.
     """
     wish = os.environ.get("DIPTYCH_TILE")
     if wish is not None:

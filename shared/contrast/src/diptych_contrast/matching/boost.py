@@ -12,7 +12,7 @@ from torch import Tensor
 from diptych_contrast.common import Common, LossResult, Options, Parity, read_options
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_choice, check_device, check_least
-from diptych_contrast.kernel.call import products
+from diptych_contrast.kernel import products
 from diptych_contrast.rowwise import LOCAL
 
 Scores = Float[Tensor, "n n"] | tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]

@@ -14,9 +14,7 @@ from torch.nn import functional as F
 from diptych_contrast.common import Common, LossResult, Options, TemperatureLike, read_options
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_choice, check_least, readable
-from diptych_contrast.kernel import log_sums
-from diptych_contrast.kernel.call import products
-from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.kernel import log_sums, products, unit_rows
 from diptych_contrast.rowwise import LOCAL, by_rows
 
 

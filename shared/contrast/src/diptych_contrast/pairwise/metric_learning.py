@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from diptych_contrast.common import Common, LossResult, TemperatureLike, read_options
 from diptych_contrast.inputs import check_choice, check_positive
-from diptych_contrast.kernel import log_sums
-from diptych_contrast.kernel.call import products
+from diptych_contrast.kernel import log_sums, products
 from diptych_contrast.rowwise import LOCAL, by_rows
 
 # Losses of rows from their scores (r, n), their squared distances alike, positives and negatives.
@@ -31,12 +30,8 @@ def contrastive_margin(
 ) -> LossResult:
     """Contrastive loss with a margin (Hadsell et al., 2006, equation 4, without the halves).
 
-    ``mean_p d_ip^2 + mean_n relu(margin - d_in)^2`` over the positives p,
-    the other rows of the label, and the negatives n; d is ``|z_i - z_j|`` or ``1 - s_ij``.
-
-    Args:
-        margin: Distance at which negatives stop to count, > 0.
-        distance: ``euclid`` or ``cosine``.
+    ``mean_p d_ip^2 + mean_n relu(margin - d_in)^2`` over the positives p, the other rows of the
+    label, and the negatives n; d is ``|z_i - z_j|`` or ``1 - s_ij``.
 
     Example:
         >>> contrastive_margin(torch.eye(4), torch.tensor([0, 0, 1, 1])).item()
@@ -99,9 +94,9 @@ def circle(
 ) -> LossResult:
     """Circle loss (Sun et al., 2020, equations 4 to 8).
 
-    ``log(1 + sum_n exp(gamma a_n (s_n - m)) sum_p exp(-gamma a_p (s_p - 1 +
-    m)))`` with the weights ``a_p = relu(1 + m - s_p)`` and ``a_n = relu(s_n + m)`` as constants.
-    m relaxes: positives aim at ``1 - m``, negatives at m; gamma, > 0, is the scale.
+    ``log(1 + sum_n exp(gamma a_n (s_n - m)) sum_p exp(-gamma a_p (s_p - 1 + m)))`` with the
+    constant weights ``a_p = relu(1 + m - s_p)`` and ``a_n = relu(s_n + m)``. m relaxes: positives
+    aim at ``1 - m``, negatives at m; gamma, > 0, is the scale.
     """
     check_positive("circle", gamma=gamma)
 
@@ -125,12 +120,9 @@ def n_pairs(
 ) -> LossResult:
     """N-pairs loss (Sohn, 2016, equations 4 and 7).
 
-    ``log(1 + sum_j exp((s_ij - s_ii) / t))`` for an anchor i, over the positives j of
-    the other samples. The paper's form is ``normalize=False, l2=0.02``.
-
-    Args:
-        labels: Samples of equal label are no negatives of each other, shape (n,).
-        l2: Weight of the mean squared length of anchor and positive, >= 0.
+    ``log(1 + sum_j exp((s_ij - s_ii) / t))`` for an anchor i, over the positives j of the other
+    samples, those of equal label left out. The paper's form is ``normalize=False, l2=0.02``, l2 the
+    weight of the mean squared length of anchor and positive.
 
     Example:
         >>> round(n_pairs(torch.ones(4, 8), torch.ones(4, 8)).exp().item())

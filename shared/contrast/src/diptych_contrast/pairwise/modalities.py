@@ -13,8 +13,7 @@ from diptych_contrast.common import Common, LossResult, Options, TemperatureLike
 from diptych_contrast.dist import gather_with_grad
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_choice, check_device, check_shape, readable
-from diptych_contrast.kernel import PairMask, log_sums, pair_sum, unit_rows
-from diptych_contrast.kernel.call import products
+from diptych_contrast.kernel import PairMask, log_sums, pair_sum, products, unit_rows
 from diptych_contrast.kernel.ring import ring_sum
 from diptych_contrast.state import KeyQueue
 from diptych_contrast.statistics import (
@@ -44,15 +43,14 @@ def info_nce(
 ) -> LossResult:
     """Noise-contrastive estimation (van den Oord et al., 2018; He et al., 2020, MoCo).
 
-    ``log(exp(s_ii / t) + sum_neg exp(s / t)) - s_ii / t`` for a query i, s the cosine similarity of
-    query and key; the negatives of all sources named stand in one denominator.
+    ``log(exp(s_ii / t) + sum_neg exp(s / t)) - s_ii / t`` for a query i and its key; the negatives
+    of all sources named stand in one denominator. Keys without gradient (momentum keys) make the
+    sweep one-sided.
 
     Args:
-        k: Their keys, shape (n, d); without gradient (momentum keys) the sweep is one-sided.
         negatives: ``in_batch`` (the other keys), ``queue``, ``rows``, or a tuple of these.
-        queue: `KeyQueue` or keys of shape (m, d); they get no gradient, empty slots are no
-            negatives.
-        row_negatives: Negatives of each query, shape (n, c, d).
+        queue: `KeyQueue` or keys; they get no gradient, empty slots are no negatives.
+        row_negatives: Negatives of each query.
         symmetric: Average with the direction from keys to queries (``in_batch`` alone).
 
     Example:
@@ -194,9 +192,8 @@ def _info(
         sums[0] = subtract_exp(sums[0], positive)
     peaks = torch.cat([positive[None], *(part.peak.view(-1, count) for part in parts)]).amax(0)
     return pair_info(
-        rows=count,
+        embeddings=embeddings,
         valid=valid,
-        zero_rows=_zero_rows(*embeddings),
         positives=moments_of(positive / scale),
         negatives=negatives,
         negative_lse=torch.cat(sums).logsumexp(0),
@@ -214,12 +211,8 @@ def clip_loss(
 ) -> LossResult:
     """Symmetric cross-entropy between two modalities (Radford et al., 2021, CLIP).
 
-    ``(log sum_j exp(s_ij / t) + log sum_j exp(s_ji / t)) / 2 - s_ii / t`` for a pair i, s the
-    cosine similarity of ``x_i`` and ``y_j``. One sweep gives both sums.
-
-    Args:
-        temperature: t > 0; number, 0-dim tensor, or `Temperature(0.07, learnable=True)` as in the
-            paper.
+    ``(log sum_j exp(s_ij / t) + log sum_j exp(s_ji / t)) / 2 - s_ii / t`` for a pair i, by one
+    sweep. The paper learns the temperature: `Temperature(0.07, learnable=True)`.
 
     Example:
         >>> round(clip_loss(torch.ones(4, 8), torch.ones(4, 8)).exp().item())
@@ -236,9 +229,8 @@ def clip_loss(
         return loss
     doubled = positive.detach().repeat(2)
     info = pair_info(
-        rows=len(first),
+        embeddings=(x, y),
         valid=None,
-        zero_rows=_zero_rows(x, y),
         positives=moments_of(score),
         negatives=_cross_moments(options, first, second),
         negative_lse=subtract_exp(lse, doubled),
@@ -270,10 +262,6 @@ def _cross_moments(options: Options, x: Tensor, y: Tensor) -> Moments:
     return rows + columns - 2 * moments_of((x * y).sum(1))
 
 
-def _zero_rows(*embeddings: Tensor) -> Tensor:
-    return torch.stack([(~x.any(1)).sum() for x in embeddings]).sum()
-
-
 def siglip(
     x: Float[Tensor, "n d"],
     y: Float[Tensor, "n d"],
@@ -289,10 +277,9 @@ def siglip(
     -1 elsewhere: the sum over all pairs is divided by n, not by n^2.
 
     Args:
-        log_scale: Natural logarithm of the scale, a number or a 0-dim parameter.
-        bias: Added to every score, a number or a 0-dim parameter.
-        positives: Probability that a pair is a positive, shape (n, m) over the m columns of all
-            processes, in [0, 1] or bool; None: pairs of equal position.
+        log_scale: Natural logarithm of the scale, a number or a 0-dim parameter; ``bias`` too.
+        positives: Probability that a pair is a positive, in [0, 1] or bool, over the columns of all
+            processes; None: pairs of equal position.
 
     Example:
         >>> x = torch.eye(2)
@@ -317,9 +304,8 @@ def siglip(
         lse, peak = log_sums(first, every, scale, ("any",), peak=True, engine=engine)
     own = moments_of(diagonal)
     info = pair_info(
-        rows=len(first),
+        embeddings=(x, y),
         valid=None,
-        zero_rows=_zero_rows(x, y),
         positives=own,
         negatives=moments_between(first, every) - own,
         negative_lse=subtract_exp(lse[0], diagonal * scale),

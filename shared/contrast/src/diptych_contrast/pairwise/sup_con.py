@@ -19,8 +19,7 @@ from diptych_contrast.common import (
 )
 from diptych_contrast.errors import ContrastInputError, warn
 from diptych_contrast.inputs import check_choice, check_device, check_shape, readable
-from diptych_contrast.kernel import log_sums
-from diptych_contrast.kernel.call import products
+from diptych_contrast.kernel import log_sums, products
 from diptych_contrast.statistics import (
     Moments,
     PairInfo,
@@ -52,12 +51,10 @@ def sup_con(
     ``D_i = sum_{a != i} exp(s_ia / t)``, p over the other rows of the label of i.
 
     Args:
-        labels: Class of each sample, shape (n,), from 0; -1: unlabelled, its only positives are
-            its own other views.
-        ids: Sample of each row, shape (n,), where rows of one matrix are views of one sample.
-        mode: Mean outside or inside the logarithm.
-        base_temperature: Multiply the loss by ``temperature / base_temperature``.
-        parity: ``official``: as the authors' code, with base temperature 0.07.
+        labels: -1 is unlabelled: its only positives are its own other views.
+        ids: Sample of each row, where rows of one matrix are views of one sample.
+        base_temperature: Multiply the loss by ``temperature / base_temperature``; the authors'
+            code does with 0.07.
 
     Example:
         >>> sup_con(torch.eye(4), torch.tensor([0, 0, 1, 1]), temperature=1.0).exp().item()
@@ -128,9 +125,8 @@ def class_contrast(
     others = options.of_all(z)
     same = moments_matching(z, classes, others, options.of_all(classes))
     return loss, pair_info(
-        rows=len(z),
+        embeddings=(z,),
         valid=valid,
-        zero_rows=(~z.any(1)).sum(),
         positives=same - moments_of(z.square().sum(1)),
         negatives=moments_between(z, others) - same,
         negative_lse=lse[-1],
@@ -167,8 +163,8 @@ def soft_sup_con(
     (``p_i.p_j`` for soft labels p), 1 for other views of the same sample, 0 for itself.
 
     Args:
-        soft_labels: Non-negative class weights of each sample, shape (n, c), rows with a sum > 0.
-        weights: Non-negative factors (u, v) of the weights instead, each of shape (n, c).
+        soft_labels: Non-negative class weights of each sample, rows with a sum > 0.
+        weights: Non-negative factors (u, v) of the weights instead.
 
     Example:
         >>> z = torch.eye(4)
@@ -196,9 +192,8 @@ def soft_sup_con(
     positives, best, rest = _siblings(views, lse.detach(), scale.detach())
     every = moments_between(rows, options.of_all(rows)) - moments_of(rows.square().sum(1))
     info = pair_info(
-        rows=len(rows),
+        embeddings=(rows,),
         valid=valid,
-        zero_rows=(~rows.any(1)).sum(),
         positives=positives,
         negatives=every - positives,
         negative_lse=rest,

@@ -68,7 +68,7 @@ def nt_xent(
     lse = views.lse
     if views.valid is not None:
         lse = torch.logaddexp(lse.masked_fill(~views.valid, 0.0), views.positive)
-    loss = options.reduce((lse - views.positive).flatten(), _flat(views.valid))
+    loss = options.reduce(lse - views.positive, views.valid)
     return (loss, _tell(options, views)) if options.return_info else loss
 
 
@@ -162,7 +162,7 @@ def _decoupled(
             found = f"has shape {tuple(weights.shape)} for {len(pull)} samples"
             raise ContrastInputError(function, "weight", found, "give one weight for each sample")
         pull = pull * weights.to(pull.dtype)
-    loss = options.reduce((lse - pull).flatten(), _flat(valid))
+    loss = options.reduce(lse - pull, valid)
     loss = loss * 2 if parity == "official" or reduction_directions == "sum" else loss
     return (loss, _tell(options, views)) if options.return_info else loss
 
@@ -257,20 +257,15 @@ def _tell(options: Options, views: _Views) -> PairInfo:
         negatives = negatives + sign * moments_matching(z, key, every, options.of_all(key))
     peak = torch.maximum(views.peak.view(2, n), positive)
     return pair_info(
-        rows=2 * n,
-        valid=_flat(views.valid),
-        zero_rows=(~z.any(1)).sum(),
+        embeddings=(z,),
+        valid=views.valid,
         positives=positives,
         negatives=negatives,
-        negative_lse=(subtract_exp(lse, positive) if views.own else lse).flatten(),
-        hits=reaches(positive, peak).flatten(),
-        peak=peak.flatten(),
+        negative_lse=subtract_exp(lse, positive) if views.own else lse,
+        hits=reaches(positive, peak),
+        peak=peak,
         scale=views.scale,
     )
-
-
-def _flat(valid: Tensor | None) -> Tensor | None:
-    return None if valid is None else valid.flatten()
 
 
 def hcl(

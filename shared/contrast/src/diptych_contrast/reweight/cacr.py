@@ -22,9 +22,7 @@ from diptych_contrast.inputs import (
     check_shape,
     check_share,
 )
-from diptych_contrast.kernel import PairMask, log_sums, pair_expect
-from diptych_contrast.kernel.call import products
-from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.kernel import PairMask, log_sums, pair_expect, products, unit_rows
 from diptych_contrast.rowwise import LOCAL, by_rows
 from diptych_contrast.state import KeyQueue
 
@@ -106,12 +104,7 @@ def cacr(
 
 
 def _check_forms(
-    options: Options,
-    stack: Tensor,
-    tau_plus: float,
-    kernel: str,
-    parity: str | None,
-    queue: object,
+    options: Options, stack: Tensor, tau_plus: float, kernel: str, parity: str | None, queue: object
 ) -> None:
     check_choice("cacr", "kernel", kernel, "euclid", "rbf")
     check_share("cacr", "tau_plus", tau_plus)

@@ -22,8 +22,7 @@ from diptych_contrast.common import (
 )
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_choice
-from diptych_contrast.kernel.call import products
-from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.kernel import products, unit_rows
 from diptych_contrast.rowwise import LOCAL, by_rows
 
 

@@ -13,7 +13,7 @@ from tests.pirads.volumes import real_data
 
 from diptych.config import merge
 from diptych_pirads.geometry import Volume, resample
-from diptych_pirads.infer import count_pieces, segment, study_features
+from diptych_pirads.infer import count_pieces, segment
 from diptych_pirads.labels import DPU, PZ, ZONES
 from diptych_pirads.metrics import dice
 from diptych_pirads.phantom import make_phantom
@@ -173,10 +173,3 @@ def test_a_network_in_training_goes_on_training() -> None:
     network = Reader()
     segment(network.train(), study_of(make_phantom(0, 9).label), CONFIG, FACTS)
     assert network.training
-
-
-def test_features_alone_are_those_of_the_segmentation() -> None:
-    study = study_of(off_center())
-    network = Reader()
-    alone = study_features(network, study, CONFIG, FACTS["size"])
-    assert np.array_equal(alone, segment(network, study, CONFIG, FACTS).features)

@@ -164,9 +164,9 @@ def read(run: Path) -> dict[str, Any]:
     return found
 
 
-def header(names: Sequence[str] = ZONES) -> str:
+def header(names: Sequence[str] = tuple(zone.upper() for zone in ZONES)) -> str:
     """First lines of a table."""
-    return row("", [name.upper() for name in names]) + "\n" + "|---" * (1 + len(names)) + "|"
+    return row("", names) + "\n" + "|---" * (1 + len(names)) + "|"
 
 
 def row(title: str, cells: Sequence[str]) -> str:

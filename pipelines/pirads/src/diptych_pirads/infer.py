@@ -102,26 +102,6 @@ def segment(
     )
 
 
-def study_features(
-    module: nn.Module, study: PreparedStudy, config: PiradsConfig, size: Sequence[int]
-) -> Float32[ndarray, " f"]:
-    """The features that `segment` would give, alone.
-
-    Args:
-        module: The network.
-        study: The study.
-        config: As for `segment`.
-        size: Voxels of the crop along z, y, x.
-
-    Returns:
-        Means of the bottleneck's feature maps.
-    """
-    with _evaluating(module):
-        center = locate_gland(module, study, config, size)
-        seen = _forward(module, study, center, size, mirrored=False)
-    return np.zeros(0, np.float32) if seen.features is None else _first(seen.features)
-
-
 def locate_gland(
     module: nn.Module, study: PreparedStudy, config: PiradsConfig, size: Sequence[int]
 ) -> Float[ndarray, " 3"]:

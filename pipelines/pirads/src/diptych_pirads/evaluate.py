@@ -309,12 +309,16 @@ def _cases(
 ) -> dict[str, ndarray]:
     """The worst, the median and the best study by mean Dice, in the form of `cases.to_arrays`.
 
-    They are segmented again: keeping the maps of every study would fill the memory.
+    Each is shown once, so that two studies are the worst and the best. They are segmented again:
+    keeping the maps of every study would fill the memory.
     """
     ordered = sorted(quality)
-    chosen = (ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1])
+    ranks: dict[int, str] = {}
+    for rank, place in zip(RANKS, (0, (len(ordered) - 1) // 2, len(ordered) - 1), strict=True):
+        ranks.setdefault(place, rank)
     cases = {}
-    for rank, (_, row) in zip(RANKS, chosen, strict=True):
+    for place, rank in ranks.items():
+        _, row = ordered[place]
         fit = next(fit for fit in fits if row in fit.split.test)
         one, own = _opener(trained, fit, prepared)(row), resolve(config, fit)
         seen = segment(trained.modules(fit.name)[MODEL], one, own, trained.facts(fit.name))

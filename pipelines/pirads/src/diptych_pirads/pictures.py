@@ -131,7 +131,7 @@ def _outlines(cases: Mapping[str, Case]) -> Picture | None:
     legend(figure, compared=any(case.reference is not None for case in cases.values()))
     return Picture(
         "outlines",
-        "Outlines of the worst, the median and the best test study",
+        f"Outlines of test studies: {', '.join(cases)}",
         "By mean Dice over the zones. Axial slices at parts of the gland's height from apex to "
         "base, seen from the feet (the patient's right is on the left), and the sagittal plane "
         "through the middle of the gland, its front on the left.",
@@ -306,15 +306,15 @@ def _volumes(scores: pl.DataFrame, review: pl.DataFrame | None) -> Picture | Non
 
 
 def _sectors(cases: Mapping[str, Case]) -> Picture | None:
-    case = cases.get("median")
-    if case is None or not case.predicted.any():
+    name = "median" if "median" in cases else next(iter(cases), "")
+    if not name or not cases[name].predicted.any():
         return None
     figure = Figure(figsize=(9.0, 3.4), layout="constrained", facecolor="white")
     for axes, level in zip(figure.subplots(1, len(LEVELS)), LEVELS, strict=True):
-        draw_sectors(axes, case, level)
+        draw_sectors(axes, cases[name], level)
     return Picture(
         "sectors",
-        "The PI-RADS sectors of the median study",
+        f"The PI-RADS sectors of the {name} study",
         "How the predicted zones are divided (PI-RADS 2.1) on the middle slice of each third: "
         "halves by the urethra or the middle of the gland, PZ behind the middle of its depth into "
         "medial (PZpm) and lateral (PZpl). At the base TZp may be the central zone, which these "

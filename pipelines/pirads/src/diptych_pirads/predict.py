@@ -46,6 +46,12 @@ MODEL = "model"  # name of the module of every fit
 DISAGREEMENT_FLAG = 0.15
 UNUSUAL_PERCENTILE = 99.0
 SHOWN_CODES = ("W121", "W123")  # findings that stand on a study's page
+KINDS = {  # of columns that may hold nothing; the others are numbers
+    "psa_density_raised": pl.Boolean,
+    "review_because": pl.String,
+    "snomed_code": pl.String,
+    "snomed_meaning": pl.String,
+}
 NOTICE = "Research use only. Not for diagnosis."
 
 
@@ -395,7 +401,14 @@ def _unnamed(error: DataError, name: str) -> Finding:
     return Finding("error", "E101", name, str(error), "check the files of the study")
 
 
+def _without_value(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [name for name in rows[0] if all(row.get(name) is None for row in rows)]
+
+
 def _write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    # A column of nothing but nulls would have no type, and could not be joined to other tables.
+    kinds = {name: KINDS.get(name, pl.Float64) for name in _without_value(rows)}
     stream = io.BytesIO()
-    pl.DataFrame(rows, infer_schema_length=None).write_parquet(stream)
+    table = pl.DataFrame(rows, infer_schema_length=None, schema_overrides=kinds)
+    table.write_parquet(stream)
     write_atomically(path, lambda file: file.write(stream.getvalue()))

@@ -70,6 +70,8 @@ def test_the_parts_are_the_terms_before_their_weights():
     whole = whole + weights.information_less * parts.information_less
     torch.testing.assert_close(whole + weights.independence * parts.independence, value.detach())
     assert not parts.independence.requires_grad
+    dense, _ = dc.sep_clr(c, s, y.long(), weights=weights, backend="dense")
+    torch.testing.assert_close(dense, value)
     assert (parts.n_target.item(), parts.n_background.item()) == (11, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         single, _ = dc.sep_clr(c.float(), s.float(), y.long(), weights=weights)

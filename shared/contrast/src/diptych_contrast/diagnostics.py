@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from diptych_contrast.inputs import (
     check_rows,
     check_squares,
 )
-from diptych_contrast.kernel import pair_lse, products, unit_rows
+from diptych_contrast.kernel import Backend, pair_lse, products, unit_rows
 
 _BLOCK = 1024  # rows of scores held at a time
 
@@ -54,7 +55,12 @@ def alignment(
 
 
 def uniformity(
-    x: Float[Tensor, "n d"], t: float = 2.0, *, normalize: bool = True
+    x: Float[Tensor, "n d"],
+    t: float = 2.0,
+    *,
+    normalize: bool = True,
+    backend: Backend = "auto",
+    tile: int | Literal["auto"] = "auto",
 ) -> Float[Tensor, ""]:
     """Logarithm of the mean Gaussian potential over all pairs of rows.
 
@@ -65,7 +71,8 @@ def uniformity(
     check_positive("uniformity", t=t)
     rows = _prepared("uniformity", "x", x, normalize)
     norms = -t * rows.square().sum(1)
-    potentials = pair_lse(rows, None, 2 * t, row_bias=norms, symmetric=True)
+    how: dict[str, Any] = {"row_bias": norms, "symmetric": True, "backend": backend, "tile": tile}
+    potentials = pair_lse(rows, None, 2 * t, **how)
     count = rows.shape[0]
     return torch.logsumexp(potentials.flatten(), 0) - math.log(count * (count - 1))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ from diptych_contrast.inputs import (
     check_squares,
     readable,
 )
-from diptych_contrast.kernel import pair_lse
+from diptych_contrast.kernel import Backend, pair_lse
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,10 @@ def sep_clr(
         raise ContrastInputError("sep_clr", "target", f"holds {y[:5].tolist()}", fix)
     n_target, n_background = y.sum(), (1 - y).sum()
     kept = s.masked_fill((y == 0)[:, None], 0.0)
-    spread = sum((uniformity(x, 1.0, normalize=False) for x in c), start=c.new_zeros(()))
+    how: dict[str, Any] = {"backend": settings.backend, "tile": settings.tile}
+    spread = sum((uniformity(x, 1.0, normalize=False, **how) for x in c), start=c.new_zeros(()))
     common_term = (c[0] - c[1]).square().sum(1).mean() + spread
-    spread = sum((uniformity(x, 1.0, normalize=False) for x in kept), start=c.new_zeros(()))
+    spread = sum((uniformity(x, 1.0, normalize=False, **how) for x in kept), start=c.new_zeros(()))
     salient_term = (kept[0] - kept[1]).square().sum() / n_target.clamp_min(1) + spread
     enough = n_target >= (1 if parity == "official" else 2)
     if settings.empty == "error" and readable(y) and not enough:
@@ -106,7 +107,10 @@ def sep_clr(
         raise ContrastInputError("sep_clr", "target", f"holds {int(n_target)} targets", fix)
     salient_term = torch.where(enough, salient_term, 0.0)
     information_less = (s - kept).square().sum() / (2 * n_background.clamp_min(1))
-    independence = (joint_entropy(c[0], kept[0]) + joint_entropy(c[1], kept[1])) / 2
+    independence = sum(
+        (joint_entropy(*both, **how) for both in zip(c, kept, strict=True)), start=c.new_zeros(())
+    )
+    independence = independence / 2
     loss = common_term + weights.salient * salient_term
     loss = loss + weights.information_less * information_less + weights.independence * independence
     terms = (common_term, salient_term, information_less, independence)
@@ -115,7 +119,12 @@ def sep_clr(
 
 
 def joint_entropy(
-    c: Float[Tensor, "n c"], s: Float[Tensor, "n s"], t: float = 0.5
+    c: Float[Tensor, "n c"],
+    s: Float[Tensor, "n s"],
+    t: float = 0.5,
+    *,
+    backend: Backend = "auto",
+    tile: int | Literal["auto"] = "auto",
 ) -> Float[Tensor, ""]:
     """Negative entropy of (c, s) by a Gaussian kernel; lower, less is shared (SepCLR's k-JEM).
 
@@ -137,9 +146,9 @@ def joint_entropy(
     check_squares("joint_entropy", "c", c)
     check_squares("joint_entropy", "s", s)
     x = torch.cat([c, s], 1)
-    potentials = pair_lse(
-        x, None, 1 / t, ("any",), row_bias=-x.square().sum(1) / (2 * t), symmetric=True
-    )
+    bias = -x.square().sum(1) / (2 * t)
+    how: dict[str, Any] = {"row_bias": bias, "symmetric": True, "backend": backend, "tile": tile}
+    potentials = pair_lse(x, None, 1 / t, ("any",), **how)
     return potentials.mean() - math.log(len(x))
 
 

@@ -66,7 +66,7 @@ def knn_probe(
         k = bank.shape[0]
     dtype = torch.promote_types(bank.dtype, query.dtype)
     rows, columns = unit_rows(query.to(dtype)), unit_rows(bank.to(dtype))
-    parts = [_nearest(block, columns, k) for block in rows.split_with_sizes(_sizes(len(rows)))]
+    parts = [_nearest(block, columns, k) for block in torch.split(rows, _QUERIES)]
     similarities, neighbours = (torch.cat(part) for part in zip(*parts, strict=True))
     weights = ((similarities - similarities[:, :1]).double() / temperature).exp()
     votes = weights.new_zeros(len(rows), classes).scatter_add_(1, bank_y[neighbours], weights)
@@ -83,11 +83,6 @@ def _check_labels(labels: Tensor, count: int, classes: int | None) -> int:
         fix = f"number the classes from 0 to {(classes or high + 1) - 1}"
         raise ContrastInputError("knn_probe", "bank_y", found, fix)
     return classes or high + 1
-
-
-def _sizes(count: int) -> list[int]:
-    full, rest = divmod(count, _QUERIES)
-    return [_QUERIES] * full + [rest] * (rest > 0)
 
 
 def _nearest(rows: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,22 @@ def test_a_loss_by_name_is_the_loss_with_arguments_set():
     torch.testing.assert_close(dc.loss("nt_xent", temperature=0.3)(x, y), dc.nt_xent(x, y, 0.3))
 
 
+def test_a_criterion_is_its_loss_with_arguments_set():
+    x, y = torch.randn(2, 6, 4)
+    criterion = dc.Criterion("nt_xent", temperature=0.3)
+    torch.testing.assert_close(criterion(x, y), dc.nt_xent(x, y, 0.3))
+    assert criterion(x, y, reduction="none").shape == (12,)
+    assert "nt_xent" in repr(criterion)
+
+
+def test_a_learned_temperature_is_a_part_of_its_criterion():
+    criterion = dc.Criterion("clip_loss", temperature=dc.Temperature(0.07, learnable=True))
+    criterion(*torch.randn(2, 6, 4)).backward()
+    (parameter,) = criterion.parameters()
+    assert parameter.grad is not None
+    assert "temperature.log_scale" in criterion.state_dict()
+
+
 def test_an_unknown_name_or_keyword_is_answered_with_the_nearest():
     with pytest.raises(dc.ContrastInputError, match="did you mean 'nt_xent'"):
         dc.loss("nt_xnt")

@@ -93,6 +93,7 @@ from diptych_contrast.probes import knn_probe as knn_probe
 from diptych_contrast.probes import linear_probe as linear_probe
 from diptych_contrast.probes import retrieval as retrieval
 from diptych_contrast.probes import ridge_probe as ridge_probe
+from diptych_contrast.registry import Criterion as Criterion
 from diptych_contrast.registry import LossSpec as LossSpec
 from diptych_contrast.registry import explain as explain
 from diptych_contrast.registry import loss as loss

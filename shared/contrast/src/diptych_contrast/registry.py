@@ -10,7 +10,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych_contrast.common import Common, Options
 from diptych_contrast.inputs import check_known
@@ -113,6 +113,37 @@ def loss(name: str, **config: Any) -> Callable[..., Any]:
     for key in config:
         check_known(name, key, key, spec.defaults)
     return partial(spec.function, **config)
+
+
+class Criterion(nn.Module):
+    """A loss of the table as a module.
+
+    A `Temperature` or another module among the arguments becomes a part of it, so that optimizers
+    and state dicts find its parameters.
+
+    Args:
+        name: Name in `losses`.
+        **config: Keyword arguments of the loss.
+
+    Example:
+        >>> Criterion("nt_xent", temperature=1.0)(torch.ones(4, 8), torch.ones(4, 8)).exp().round()
+        tensor(7.)
+    """
+
+    def __init__(self, name: str, **config: Any) -> None:
+        super().__init__()
+        self.name, self.loss = name, loss(name, **config)
+        for key, value in config.items():
+            if isinstance(value, nn.Module):
+                self.add_module(key, value)
+
+    def forward(self, *inputs: Any, **more: Any) -> Any:
+        """The loss of a batch; ``more`` are keyword arguments of this call alone."""
+        return self.loss(*inputs, **more)
+
+    def extra_repr(self) -> str:
+        """Name of the loss, for the printed module."""
+        return self.name
 
 
 def explain(name: str) -> str:

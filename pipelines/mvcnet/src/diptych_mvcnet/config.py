@@ -410,11 +410,7 @@ class MVCNetTrainSection(TrainSection):
         description="The last 20 % of each class of the training part choose the number of "
         "epochs in a fit NAME/inner before NAME is trained on all of it.",
     )
-    group_epochs: PositiveInt = Field(
-        12,
-        description="Where each participant is split alone: most epochs of the fit `final` over "
-        "all of them, whose epochs are many times longer; as recipe loso.",
-    )
+    group_epochs: PositiveInt = Field(12, description="Most epochs over people split one by one.")
 
 
 class MVCNetSplitSection(SplitSection):

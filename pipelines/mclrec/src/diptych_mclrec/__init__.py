@@ -1,0 +1,1 @@
+"""Sequential recommendation and clinical event sequences (MCLRec), from tables to rankings."""

@@ -141,7 +141,7 @@ def _table(clinical: Clinical, kind: Kind) -> EventTable:
     rows += [(path, 0) for path in clinical.others]
     sources = tuple(SourceTable(path, sha256_of(path), count) for path, count in rows)
     return EventTable(
-        frame.select(EVENT_SCHEMA.names()).cast(dict(EVENT_SCHEMA)),
+        frame.select(EVENT_SCHEMA.names()).cast(EVENT_SCHEMA),
         kind,
         sources,
         clinical.descriptions,

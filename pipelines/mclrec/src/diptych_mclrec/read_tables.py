@@ -94,7 +94,8 @@ def _scanned(
         if any(finding.severity == "error" for finding in findings):
             return Raw(findings)
         frame = _select(scan, roles).collect(engine="streaming")
-        faults, skipped = [], set()
+        faults: list[Finding] = []
+        skipped: set[int] = set()
         if frame.height and any(frame[name].null_count() for name in roles):
             faults, skipped = line_faults(usable, path, separator)
     except pl.exceptions.PolarsError as error:

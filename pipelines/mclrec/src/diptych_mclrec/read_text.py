@@ -204,7 +204,7 @@ def _reserved(table: pl.DataFrame, path: Path) -> list[Finding]:
     if not table.height:
         return []
     number = table["item"].str.contains(r"^\d+$")
-    if (number.mean() or 0) <= 0.5:
+    if int(number.sum()) <= table.height / 2:
         return []
     wrong = table.filter(~number | table["item"].str.contains("^0+$"))
     if not wrong.height:

@@ -95,10 +95,10 @@ def make_demo(
                 chosen.append(recent[int(g.integers(len(recent)))])
             else:
                 chosen.append(int(g.choice(items, p=P[regime, chosen[-1]])))
-            new_session = g.random() < 1 - SAME_SESSION
-            minute += (
-                int(g.integers(1, 31)) * DAY_MINUTES if new_session else int(g.integers(1, 61))
-            )
+            if g.random() < NEW_SESSION:
+                minute += int(g.integers(1, 31)) * DAY_MINUTES
+            else:
+                minute += int(g.integers(1, 61))
             minutes.append(minute)
         lists.append([item + 1 for item in chosen])
         times.extend(minutes)

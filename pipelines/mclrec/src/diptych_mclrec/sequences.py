@@ -147,8 +147,9 @@ class Sequences:
     def steps(self) -> Int[np.ndarray, " events"]:
         """Number of each event's step within its subject: its basket, else its own position."""
         if self.baskets is not None:
-            return self.baskets.astype(np.int64)
-        return np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
+            return np.asarray(self.baskets, dtype=np.int64)
+        place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
+        return np.asarray(place, dtype=np.int64)
 
     @property
     def step_counts(self) -> Int[np.ndarray, " subjects"]:
@@ -231,7 +232,8 @@ def number_runs(
         return np.zeros(0, np.int32)
     new_row = np.r_[True, rows[1:] != rows[:-1]]
     run = np.cumsum(new_row | np.r_[True, keys[1:] != keys[:-1]])
-    return (run - run[new_row][np.cumsum(new_row) - 1]).astype(np.int32)
+    number = run - run[new_row][np.cumsum(new_row) - 1]
+    return np.asarray(number, dtype=np.int32)
 
 
 @dataclass(frozen=True)

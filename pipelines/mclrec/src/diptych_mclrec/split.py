@@ -202,7 +202,7 @@ def step_times(sequences: Sequences) -> Int[np.ndarray, " events"]:
     if sequences.baskets is None or not len(sequences.items):
         return sequences.times
     starts = np.r_[True, (np.diff(sequences.rows) != 0) | (np.diff(sequences.baskets) != 0)]
-    return sequences.times[starts][np.cumsum(starts) - 1]
+    return np.asarray(sequences.times[starts][np.cumsum(starts) - 1])
 
 
 def _scored(

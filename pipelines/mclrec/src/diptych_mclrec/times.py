@@ -70,7 +70,7 @@ def parse_times(raw: pl.Series, *, form: str | None = None, unit: Unit = "auto")
             pl.repeat(None, len(raw), dtype=pl.Datetime("us"), eager=True), raw.is_not_null()
         )
     head = raw.drop_nulls().head(HEAD)
-    if form is None and len(head) and (head.str.contains(NUMBER).mean() or 0) > 0.5:
+    if form is None and int(head.str.contains(NUMBER).sum()) > len(head) / 2:
         return _numbers(raw, raw.str.strip_chars().cast(pl.Float64, strict=False), unit)
     return _texts(raw, head, (form,) if form is not None else (*NAIVE, *ZONED))
 
@@ -82,7 +82,7 @@ def looks_like_time(sample: pl.Series) -> bool:
     if sample.dtype != pl.String or not sample.drop_nulls().len():
         return False
     parsed = _texts(sample, sample.drop_nulls(), (*NAIVE, *ZONED))
-    return bool((parsed.is_bad.mean() or 0) < 0.1)
+    return int(parsed.is_bad.sum()) < 0.1 * len(sample)
 
 
 def to_microseconds(moment: str) -> int:
@@ -99,18 +99,18 @@ def _naive(times: pl.Series) -> pl.Series:
 
 
 def _numbers(raw: pl.Series, numbers: pl.Series, unit: Unit) -> Parsed:
-    values = numbers.cast(pl.Float64)
-    typical = values.abs().median()
+    finite = pl.when(pl.col("value").is_finite()).then("value")
+    values = pl.DataFrame({"value": numbers.cast(pl.Float64)}).select(finite).to_series()
     guess = ""
     if unit == "auto":
-        size = float(typical) if isinstance(typical, (int, float)) else 0.0
-        unit = next(name for name, (_, most) in UNITS.items() if size < most)  # type: ignore[assignment]
-        guess = unit
-    exact = numbers.dtype.is_integer() and UNITS[unit][0] >= 1
-    if exact:
-        micro = numbers.cast(pl.Int64, strict=False) * int(UNITS[unit][0])
+        typical = values.abs().median()
+        size = typical if isinstance(typical, float) else 0.0
+        guess = next((name for name, (_, most) in UNITS.items() if size < most), "ns")
+    factor = UNITS[guess or unit][0]
+    if numbers.dtype.is_integer() and factor >= 1:
+        micro = numbers.cast(pl.Int64, strict=False) * int(factor)
     else:
-        micro = (values * UNITS[unit][0]).round().cast(pl.Int64, strict=False)
+        micro = (values * factor).round().cast(pl.Int64, strict=False)
     times = micro.cast(pl.Datetime("us"))
     return Parsed(times, raw.is_not_null() & times.is_null(), guess)
 

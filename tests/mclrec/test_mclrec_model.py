@@ -162,5 +162,5 @@ def test_augmented_vectors_have_length_one_and_zero_stays_a_number():
 def test_a_history_too_long_and_heads_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="the encoder takes 6"):
         encoder()(torch.ones(1, 7, dtype=torch.int64), torch.tensor([7]))
-    with pytest.raises(ValueError, match="divisor of model.dim 8"):
+    with pytest.raises(ValueError, match=r"divisor of model\.dim 8"):
         encoder(heads=3)

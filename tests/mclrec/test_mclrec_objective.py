@@ -60,11 +60,12 @@ def looped_regulariser(x1, x2, form) -> float:
             positive[row] = score
         if negative:
             negatives[row].append(score)
-    low = [min(positive[r], max(negatives[r])) for r in range(rows)]
-    high = [max(positive[r], max(negatives[r])) for r in range(rows)]
+    hardest = [max(one) for one in negatives]
+    low = [min(pair) for pair in zip(positive, hardest, strict=True)]
+    high = [max(pair) for pair in zip(positive, hardest, strict=True)]
     if form == "paper":
-        hardest = max(max(one) for one in negatives)
-        low, high = [min(min(positive), hardest)] * rows, [max(min(positive), hardest)] * rows
+        scalars = min(positive), max(hardest)
+        low, high = [min(scalars)] * rows, [max(scalars)] * rows
     above = [max(p - o, 0.0) for p, o in zip(positive, low, strict=True)]
     below = [max(o - n, 0.0) for o, one in zip(high, negatives, strict=True) for n in one]
     return float(np.mean(above) + np.mean(below))

@@ -22,7 +22,8 @@ def histories(lengths, width=50) -> np.ndarray:
 def test_views_hold_the_right_steps_in_the_right_number(n):
     lengths = np.full(40, n)
     rows = histories(lengths)
-    for view, view_lengths in zip(*[iter(two_views(rows, lengths, DRAW, ids=range(40)))] * 2):
+    first, n1, second, n2 = two_views(rows, lengths, DRAW, ids=range(40))
+    for view, view_lengths in ((first, n1), (second, n2)):
         assert view.shape == rows.shape
         for row in range(40):
             found, length = view[row], view_lengths[row]
@@ -90,7 +91,8 @@ def test_a_batch_draws_from_the_distribution_of_the_single_functions(single):
     rows, lengths = histories(np.full(count, n), n), np.full(count, n)
     first, n1, _, _ = two_views(rows, lengths, rng, ratios)
     kinds = np.where(n1 < n, "crop", np.where((first == 0).any(1), "mask", "reorder"))
-    batched = Counter(tuple(v[:m]) for v, m in zip(first[kinds == name], n1[kinds == name]))
+    chosen = zip(first[kinds == name], n1[kinds == name], strict=True)
+    batched = Counter(tuple(view[:length]) for view, length in chosen)
     one_by_one = Counter(tuple(single(rows[0], ratios[name], rng)) for _ in range(count // 3))
     assert batched.keys() == one_by_one.keys()
     total = sum(batched.values()), sum(one_by_one.values())

@@ -79,7 +79,7 @@ class Recency:
 
 @dataclass
 class Frequency:
-    """The history's own items, most frequent first, ties by recency; then by popularity."""
+    """The history's own items, most frequent first, ties by recency; all else by popularity."""
 
     counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
 
@@ -89,13 +89,13 @@ class Frequency:
         return self
 
     def scores(self, histories: Histories) -> Scores:
-        """An item's number of events plus a fraction for its last step; below 1 the popularity."""
+        """An item's number of events, plus a fraction for its last step and its popularity."""
         events = _Events.read(histories, len(self.counts))
         latest = np.zeros((events.subjects, len(self.counts)))
         np.maximum.at(latest, (events.rows, events.items), events.steps + 1.0)
         own = events.table(np.ones(len(events.rows)), len(self.counts)).toarray()
-        recency = latest / (events.lengths[:, None] + 1.0)
-        return np.where(own > 0, own + recency, _share(self.counts))
+        tie: Scores = (latest + _share(self.counts)) / (events.lengths[:, None] + 2.0)
+        return own + tie
 
 
 @dataclass
@@ -161,7 +161,8 @@ class MarkovRepeat:
         size = len(self.markov.counts)
         events = _Events.read(histories, size)
         share = _rows_divided(events.table(np.ones(len(events.rows)), size))
-        return self.markov.scores(histories) + self.weight * share.toarray()
+        repeats: Scores = self.weight * share.toarray()
+        return self.markov.scores(histories) + repeats
 
 
 @dataclass
@@ -341,7 +342,8 @@ def _popularity(sequences: Sequences, n_items: int | None) -> NDArray[np.float64
 
 
 def _share(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    return counts / max(counts.sum(), 1.0)
+    share: NDArray[np.float64] = counts / max(counts.sum(), 1.0)
+    return share
 
 
 def _rows_divided(table: csr_array) -> csr_array:
@@ -354,7 +356,8 @@ def _rows_divided(table: csr_array) -> csr_array:
 def _number_steps(events: _Events) -> NDArray[np.int64]:
     """Number of each event's step among those of all subjects that hold a known event."""
     key = events.rows * (int(events.steps.max(initial=0)) + 2) + events.steps
-    return np.unique(key, return_inverse=True)[1]
+    numbers: NDArray[np.int64] = np.unique(key, return_inverse=True)[1]
+    return numbers
 
 
 def _length(numbers: NDArray[np.int64]) -> int:

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from diptych.errors import DataError
 from diptych.findings import Finding, Findings, Severity
 from diptych_mclrec.config import MCLRecConfig
-from diptych_mclrec.events import Ordered, k_core, order_events, repeat_share
+from diptych_mclrec.events import Core, Ordered, k_core, order_events, repeat_share
 from diptych_mclrec.read import FORMATS, Reading, read_source
 from diptych_mclrec.read_text import MOST, row_words
 from diptych_mclrec.sequences import EventTable, Sequences
-from diptych_mclrec.split import LEAST_STEPS, split_sequences
+from diptych_mclrec.split import LEAST_STEPS, step_times, subject_parts, time_cuts
 from diptych_mclrec.split_file import read_split_file
 from diptych_mclrec.times import to_microseconds
 
@@ -29,7 +30,7 @@ class Survey:
     """What a source holds.
 
     Args:
-        reading: Format and kind.
+        reading: Format and kind; its table keeps the sources without the events.
         findings: Everything that was found.
         ordered: The events in order; None where an error forbids it.
         parts: Subject -> part, where the source or ``split.file`` has a split.
@@ -112,10 +113,12 @@ def survey(config: MCLRecConfig, path: Path) -> Survey:
         findings.append(Finding("error", "events.bad_time", path.name, str(error), fix))
         return Survey(replace(reading, table=None), Findings(tuple(findings)))
     names = {source.path.name: source.sha256[:12] for source in table.sources}
-    findings += _duplicates(table, path, kept=not config.data.drop_duplicates)
+    findings += _duplicates(ordered, path, kept=not config.data.drop_duplicates)
+    table = replace(table, frame=table.frame.clear())  # from here on numbers stand for names
+    reading = replace(reading, table=table)
     findings += _ties(ordered, path, config, joined=baskets, kind=kind)
-    share = repeat_share(ordered.sequences)
-    findings += _repeats(ordered, path, share)
+    share, targets = repeat_share(ordered.sequences)
+    findings += _repeats(targets, path, share)
     findings += _sizes(ordered, path, config, kind, parts)
     return Survey(reading, Findings(tuple(findings), names), ordered, parts, share)
 
@@ -147,13 +150,10 @@ def _future(table: EventTable, config: MCLRecConfig) -> list[Finding]:
     return findings
 
 
-def _duplicates(table: EventTable, path: Path, *, kept: bool) -> list[Finding]:
-    whole = pl.struct("subject", "item", "time")
-    dated = table.frame.lazy().filter(pl.col("time").is_not_null())
-    count = int(dated.select((~whole.is_first_distinct()).sum()).collect().item())
+def _duplicates(ordered: Ordered, path: Path, *, kept: bool) -> list[Finding]:
+    count, events = ordered.duplicates, ordered.events
     if not count:
         return []
-    events = table.frame.height
     done = "they are kept" if kept else "one of each is kept"
     other = "true leaves them out" if kept else "false keeps all"
     fix = f"{done}; data.drop_duplicates={other}"
@@ -179,11 +179,10 @@ def _ties(
     return [Finding(severity, "events.ties", path.name, found, fix)]
 
 
-def _repeats(ordered: Ordered, path: Path, share: float) -> list[Finding]:
-    later = int((ordered.sequences.steps > 0).sum())
-    if not later:
+def _repeats(targets: int, path: Path, share: float) -> list[Finding]:
+    if not targets:
         return []
-    found = f"{share:.1%} of {later} targets are already in the history"
+    found = f"{share:.1%} of {targets} targets are already in the history"
     if share == 0:
         fix = "evaluate.seen=auto leaves seen items out of the candidates"
     elif share > 0.5:
@@ -210,51 +209,56 @@ def _sizes(
         findings.append(Finding(severity, "catalogue.small", path.name, found, fix))
     try:
         core = k_core(sequences, catalogue.size, min_subject=least_subject, min_item=least_item)
-        shorter = sequences.keep(core.items[sequences.items]).select(core.subjects)
     except DataError as error:
         findings.append(
             Finding("warning", "sequences.short", path.name, "training will refuse", str(error))
         )
         return findings
-    gone = len(sequences) - len(shorter)
-    short = int((shorter.step_counts < LEAST_STEPS).sum())
+    gone = len(sequences) - len(core.subjects)
+    short = int((core.steps < LEAST_STEPS).sum())
     if short or gone:
         found = f"filtering leaves {gone} of {len(sequences)} subjects out"
         found += f", and {short} have fewer than {LEAST_STEPS} steps"
         fix = "nothing to do if these are few; else lower data.min_subject_events"
         findings.append(Finding("warning", "sequences.short", path.name, found, fix))
-    return findings + _test_part(config, kind, shorter, parts, path)
+    return findings + _test_part(config, kind, sequences, core, parts, path)
 
 
 def _test_part(
     config: MCLRecConfig,
     kind: str,
     sequences: Sequences,
+    core: Core,
     parts: Mapping[str, str] | None,
     path: Path,
 ) -> list[Finding]:
     findings = []
-    names = sequences.subjects.tolist()
+    names = sequences.subjects[core.subjects].tolist()
     given = None if parts is None else [parts.get(name) for name in names]
     if given is not None and None in given:
         found = f"{given.count(None)} of {len(names)} subjects have no part: they are left out"
         fix = "name every subject in the split, as in the events"
         findings.append(Finding("warning", "split.unmatched", path.name, found, fix))
-    try:
-        split = split_sequences(
-            sequences,
-            "subject" if given is not None else config.split_kind(kind),
-            fractions=config.split.fractions,
-            cuts=config.split.cuts,
-            seed=config.split.seed,
-            parts=given,
-            min_history=config.evaluate.min_history,
-        )
-    except DataError as error:
-        refused = Finding("warning", "split.tiny", path.name, "training will refuse", str(error))
-        return [*findings, refused]
-    if len(split.test) < FEW_TEST:
-        found = f"{len(split.test)} test subjects"
+    protocol = "subject" if given is not None else config.split_kind(kind)
+    split = config.split
+    if protocol == "leave_one_out":
+        tested = int((core.steps >= LEAST_STEPS).sum())
+    elif protocol == "subject":
+        divided = given or subject_parts(names, split.fractions, split.seed)
+        scored = core.steps > config.evaluate.min_history
+        tested = int((np.array([part == "test" for part in divided], bool) & scored).sum())
+    else:
+        try:
+            _, cut = time_cuts(sequences, split.fractions, split.cuts)
+        except DataError as error:
+            refused = Finding(
+                "warning", "split.tiny", path.name, "training will refuse", str(error)
+            )
+            return [*findings, refused]
+        rows = sequences.rows[step_times(sequences) >= cut]
+        tested = len(np.intersect1d(rows, core.subjects))
+    if tested < FEW_TEST:
+        found = f"{tested} test subjects"
         fix = "intervals will be wide: give more subjects, or a larger test part"
         findings.append(Finding("warning", "split.tiny", path.name, found, fix))
     return findings

@@ -6,9 +6,9 @@ Facts of a prepared folder, on which the other rooms rely (JSON, free of names o
     format       how the source was read: "csv", "omop", ...
     codes        distinct source codes
     events       events kept
-    duplicates   exact duplicates left out
+    duplicates   events left out because the same one came before
     tie_share    share of dated events whose time another event of the subject has
-    repeat_share share of steps after the first whose item, or any of its basket, came before
+    repeat_share share of events after a subject's first step whose item came before
     baskets      whether events are joined into baskets, each a step
     times        "absolute", "relative" (microseconds since the subject's first event) or "none"
 

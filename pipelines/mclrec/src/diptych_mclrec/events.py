@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from diptych.randomness import Draw
 from diptych_mclrec.sequences import UNKNOWN, Catalogue, EventTable, Sequences, number_runs
 
 TieRule = Literal["source", "random"]
+BLOCK = 1 << 20  # events that are looked at together
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class Ordered:
         sequences: Item ids 1..C of ``catalogue``; subjects by their own names, in the order in
             which the source names them first.
         catalogue: Every code of the source, by first appearance in this order.
-        sources: For each subject, the position of its first file in the table's sources.
+        sources: For each subject, the positions of its files in the table's sources.
         events: Events of the source.
-        duplicates: Events left out because subject, item and time, or basket, are the same.
+        duplicates: Events of the source whose subject, item and time another one has before them.
         tie_share: Share of dated events whose time another event of the subject has.
     """
 
     sequences: Sequences
     catalogue: Catalogue
-    sources: Int[np.ndarray, " subjects"]
+    sources: tuple[tuple[int, ...], ...]
     events: int
     duplicates: int
     tie_share: float
@@ -76,8 +77,11 @@ def order_events(
         order = np.arange(len(subject))
     else:
         order = np.lexsort((time, subject))
-    if drop_duplicates and time is not None:
-        order = order[_first_of_equals(subject[order], time[order], item[order])]
+    duplicates = 0
+    if time is not None:
+        once = _first_of_equals(subject[order], time[order], item[order])
+        duplicates = int((~once).sum())
+        order = order[once] if drop_duplicates else order
     tied = _tied(subject[order], time[order]) if time is not None else np.zeros(len(order), bool)
     if ties == "random" and tied.any() and time is not None:
         draws = _tie_draws(names, subject[order], seed)
@@ -85,24 +89,19 @@ def order_events(
     basket = None
     if baskets:
         order, basket = _baskets(table.frame["basket"], subject, time, item, order)
-    item = item[order]
-    first = np.unique(item, return_index=True)[1]
-    appearance = np.argsort(first, kind="stable")  # np.unique gives every code, each once
-    ids = np.empty(len(codes), np.int32)
-    ids[np.unique(item)[appearance]] = np.arange(1, len(appearance) + 1, dtype=np.int32)
-    items = ids[item]
+    present, place = _by_appearance(item[order], len(codes))
+    items = place[item[order]] + np.int32(1)
     offsets = np.zeros(len(names) + 1, np.int64)
     np.cumsum(np.bincount(subject[order], minlength=len(names)), out=offsets[1:])
-    kept = [codes[code] for code in np.unique(item)[appearance]]
+    kept = [codes[code] for code in present]
     counts = np.bincount(items, minlength=len(kept) + 1)[1:]
     times = None if time is None else time[order]
-    first_rows = np.unique(subject, return_index=True)[1]
     return Ordered(
         Sequences(np.asarray(names, dtype=np.str_), offsets, items, times, basket),
         Catalogue(tuple(kept), tuple(counts.tolist()), _described(kept, table.descriptions)),
-        table.frame["source"].to_numpy()[first_rows],
+        _sources(table, names),
         table.frame.height,
-        table.frame.height - len(order),
+        duplicates,
         float(tied.mean()) if len(tied) else 0.0,
     )
 
@@ -113,12 +112,35 @@ def _described(names: Sequence[str], words: Mapping[str, str]) -> dict[str, str]
 
 def _numbers(column: pl.Series) -> tuple[list[str], Int[np.ndarray, " rows"]]:
     """Distinct names by first appearance, and the position of each row's name among them."""
-    physical = column.cast(pl.Categorical).to_physical().to_numpy()
-    distinct, first, inverse = np.unique(physical, return_index=True, return_inverse=True)
-    appearance = np.argsort(first, kind="stable")
-    position = np.empty(len(distinct), np.int32)
-    position[appearance] = np.arange(len(distinct), dtype=np.int32)
-    return column.gather(first[appearance]).to_list(), position[inverse]
+    codes = column.cast(pl.Categorical).to_physical().to_numpy()
+    present, place = _by_appearance(codes, int(codes.max()) + 1)
+    numbers = place[codes]
+    rows = np.empty(len(present), np.int64)
+    rows[numbers[::-1]] = np.arange(len(numbers) - 1, -1, -1)
+    return column.gather(rows).to_list(), numbers
+
+
+def _by_appearance(
+    codes: NDArray[np.integer], size: int
+) -> tuple[Int[np.ndarray, " present"], Int[np.ndarray, " size"]]:
+    """The codes that occur, by first appearance, and the place of each code among them."""
+    first = np.full(size, len(codes), np.int64)
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)  # the earliest is written last
+    present = np.flatnonzero(first < len(codes))
+    present = present[np.argsort(first[present], kind="stable")]
+    place = np.full(size, -1, np.int32)
+    place[present] = np.arange(len(present), dtype=np.int32)
+    return present, place
+
+
+def _sources(table: EventTable, names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The files of each subject."""
+    frame = table.frame
+    if frame["source"].min() == frame["source"].max():
+        return ((int(frame["source"][0]),),) * len(names)
+    files = frame.lazy().select("subject", "source").unique().sort("subject", "source")
+    held = dict(files.group_by("subject").agg("source").collect().rows())
+    return tuple(tuple(held[name]) for name in names)
 
 
 def _microseconds(times: pl.Series) -> Int[np.ndarray, " rows"] | None:
@@ -220,12 +242,14 @@ class Core:
     Args:
         subjects: Positions of the subjects that stay.
         items: Which ids of the old catalogue stay, index 0 unused, (C + 1,).
+        steps: Steps that each of these subjects keeps.
         rounds: For each round: subjects, items and events left, from the first to the last.
     """
 
     subjects: Int[np.ndarray, " kept"]
     items: Bool[np.ndarray, " items_and_one"]
-    rounds: tuple[Mapping[str, int], ...] = field(default=())
+    steps: Int[np.ndarray, " kept"]
+    rounds: tuple[Mapping[str, int], ...]
 
 
 def k_core(
@@ -262,7 +286,8 @@ def k_core(
         counts = np.bincount(sequences.items[events], minlength=size + 1)
         items &= counts >= min_item
         events &= items[sequences.items]
-        stays &= _steps_left(sequences, rows, events) >= min_subject
+        steps = _steps_left(sequences, rows, events)
+        stays &= steps >= min_subject
         left = events & stays[rows]
         rounds.append(
             {"subjects": int(stays.sum()), "items": int(items.sum()), "events": int(left.sum())}
@@ -274,7 +299,9 @@ def k_core(
             f"no event is left when items need {min_item} events and subjects {min_subject} steps: "
             "set data.min_item_events and data.min_subject_events lower, or give more data"
         )
-    return Core(np.flatnonzero(stays | ~decides), items, tuple(rounds[:-1]))
+    kept = np.flatnonzero(stays | ~decides)
+    steps = np.where(decides, steps, sequences.step_counts)[kept]
+    return Core(kept, items, steps, tuple(rounds[:-1]))
 
 
 def _steps_left(
@@ -328,14 +355,19 @@ def fit_catalogue(
     return catalogue, shorter.select(np.flatnonzero(subjects))
 
 
-def repeat_share(sequences: Sequences) -> float:
-    """Share of events after a subject's first step whose item was in an earlier step.
+def repeat_share(sequences: Sequences) -> tuple[float, int]:
+    """Share of targets that are already in the history.
 
     Returns:
-        Between 0 and 1; 0 where there is no such event.
+        The share of events after a subject's first step whose item was in an earlier step,
+        between 0 and 1; and how many such events there are.
     """
-    steps = sequences.steps
-    frame = pl.DataFrame({"s": sequences.rows, "i": sequences.items})
-    repeated = ~_first_distinct(frame)
-    later = steps > 0
-    return float(repeated[later].mean()) if later.any() else 0.0
+    repeats = targets = 0
+    step = max(1, len(sequences) * BLOCK // max(1, len(sequences.items)))
+    for start in range(0, len(sequences), step):  # a part at a time: tables may be long
+        part = sequences.select(np.arange(start, min(start + step, len(sequences))))
+        later = part.steps > 0
+        frame = pl.DataFrame({"s": part.rows, "i": part.items})
+        repeats += int((~_first_distinct(frame) & later).sum())
+        targets += int(later.sum())
+    return (repeats / targets if targets else 0.0), targets

@@ -145,7 +145,7 @@ def _write(
         "format": seen.reading.format,
         "codes": catalogue.size,
         "events": len(sequences.items),
-        "duplicates": ordered.duplicates,
+        "duplicates": ordered.events - len(sequences.items),
         "tie_share": ordered.tie_share,
         "repeat_share": seen.repeat_share,
         "baskets": sequences.baskets is not None,
@@ -183,37 +183,17 @@ def _index(
 ) -> pl.DataFrame:
     own: list[str] = ordered.sequences.subjects.tolist()
     digests = [source.sha256 for source in sources]
-    names = pseudonyms(_digests_of_subjects(seen, own, digests), config.run.pseudonym_key)
+    files = [tuple(digests[number] for number in numbers) for numbers in ordered.sources]
+    names = pseudonyms(dict(zip(own, files, strict=True)), config.run.pseudonym_key)
     columns: dict[str, Any] = {
         "subject": [names[name] for name in own],
         "unit": [names[name] for name in own],
         "events": ordered.sequences.lengths,
-        "source": [digests[number][:12] for number in ordered.sources.tolist()],
+        "source": [held[0][:12] for held in files],
     }
     if seen.parts is not None:
         columns["split"] = pl.Series([seen.parts.get(name) for name in own], dtype=pl.String)
     return with_items(pl.DataFrame(columns))
-
-
-def _digests_of_subjects(
-    seen: Survey, own: list[str], digests: list[str]
-) -> dict[str, tuple[str, ...]]:
-    """The files each subject occurs in; equal sets are one object, whatever the subjects."""
-    table = seen.reading.table
-    if table is None or table.frame["source"].n_unique() == 1:
-        alone = (digests[0],)
-        return dict.fromkeys(own, alone)
-    pairs = (
-        table.frame.lazy()
-        .select("subject", "source")
-        .unique()
-        .group_by("subject")
-        .agg(pl.col("source").sort())
-        .collect()
-    )
-    return {
-        subject: tuple(digests[number] for number in numbers) for subject, numbers in pairs.rows()
-    }
 
 
 def _write_table(path: Path, table: pl.DataFrame) -> None:

@@ -94,8 +94,8 @@ class Frequency:
         latest = np.zeros((events.subjects, len(self.counts)))
         np.maximum.at(latest, (events.rows, events.items), events.steps + 1.0)
         own = events.table(np.ones(len(events.rows)), len(self.counts)).toarray()
-        tie: Scores = (latest + _share(self.counts)) / (events.lengths[:, None] + 2.0)
-        return own + tie
+        scores: Scores = own + (latest + _share(self.counts)) / (events.lengths[:, None] + 2.0)
+        return scores
 
 
 @dataclass
@@ -161,8 +161,8 @@ class MarkovRepeat:
         size = len(self.markov.counts)
         events = _Events.read(histories, size)
         share = _rows_divided(events.table(np.ones(len(events.rows)), size))
-        repeats: Scores = self.weight * share.toarray()
-        return self.markov.scores(histories) + repeats
+        scores: Scores = self.markov.scores(histories) + self.weight * share.toarray()
+        return scores
 
 
 @dataclass

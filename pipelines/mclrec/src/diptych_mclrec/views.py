@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 
 from diptych.randomness import Draw, Ids
@@ -100,12 +100,15 @@ def two_views(
         [9, 0, 0, 0]
     """
     items, lengths = np.asarray(items), np.asarray(lengths, dtype=np.int64)
-    chosen = _uniform(rng, "aug", ids, len(items), 1)[:, 0]
+    if isinstance(rng, Draw) and ids is None:
+        raise ValueError("two_views: a keyed draw needs ids: pass each history's instance")
+    known = np.arange(len(items)) if ids is None else np.asarray(ids, dtype=np.int64)
+    chosen = _uniform(rng, "aug", known, 1)[:, 0]
     pairs = _PAIRS[(chosen * len(_PAIRS)).astype(np.int64)]
     views: list[NDArray[Any]] = []
     for number in (0, 1):
-        draws = _uniform(rng, f"aug{number + 1}", ids, len(items), 1 + items.shape[1])
-        views += _view(items, lengths, pairs[:, number], draws, ratios)
+        operations = np.where(lengths > 1, pairs[:, number], -1)
+        views += _view(items, lengths, operations, rng, f"aug{number + 1}", known, ratios)
     return views[0], views[1], views[2], views[3]
 
 
@@ -113,49 +116,54 @@ def _view(
     items: NDArray[np.integer],
     lengths: NDArray[np.int64],
     operations: NDArray[np.int64],
-    draws: NDArray[np.float64],
+    rng: Rng,
+    purpose: str,
+    ids: NDArray[np.int64],
     ratios: Mapping[str, float],
 ) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-    """One operation a row: first which step comes where, then which steps are nothing."""
-    shares = np.array([1 - ratios["crop"], ratios["mask"], ratios["reorder"]])
-    counts = _part(lengths, shares[operations])
-    cropped, masked, reordered = (
-        (operations == operation) & (lengths > 1) for operation in range(len(OPERATIONS))
-    )
-    counts = np.where(cropped, np.maximum(counts, 1), counts)
-    starts = (draws[:, 0] * (lengths - counts + 1)).astype(np.int64)
-    steps = np.arange(items.shape[1])
-    inside = (steps >= starts[:, None]) & (steps < (starts + counts)[:, None])
+    """One operation a row: which step comes where, and which steps are nothing."""
+    width = items.shape[1]
+    steps = np.arange(width)
+    source = np.tile(steps, (len(items), 1))
+    new_lengths = lengths.copy()
+    cropped, masked, reordered = (np.flatnonzero(operations == number) for number in range(3))
 
-    # steps sort by (their place), those to be shuffled by a draw within the place of their run
-    source = np.where(cropped[:, None], steps + starts[:, None], steps)
-    order = np.where(inside, starts[:, None] + draws[:, 1:], steps)
-    source = np.where(reordered[:, None], np.argsort(order, axis=1, kind="stable"), source)
-    new_lengths = np.where(cropped, counts, lengths)
+    kept = np.maximum(_part(lengths[cropped], 1 - ratios["crop"]), 1)
+    draws = _uniform(rng, purpose, ids[cropped], 1)
+    source[cropped] += _starts(draws, lengths[cropped], kept)
+    new_lengths[cropped] = kept
+
+    count = _part(lengths[reordered], ratios["reorder"])[:, None]
+    draws = _uniform(rng, purpose, ids[reordered], 1 + width)
+    start = _starts(draws, lengths[reordered], count[:, 0])
+    inside = (steps >= start) & (steps < start + count)
+    # the steps of the run sort by a draw within the place of its first step, the others stay
+    source[reordered] = np.argsort(np.where(inside, start + draws[:, 1:], steps), axis=1)
+
     hidden = steps >= new_lengths[:, None]
-    hidden |= masked[:, None] & _smallest(draws[:, 1:], lengths, counts)
+    draws = _uniform(rng, purpose, ids[masked], width)
+    draws[hidden[masked]] = np.inf
+    count = _part(lengths[masked], ratios["mask"])[:, None]
+    largest = np.take_along_axis(np.sort(draws, axis=1), np.maximum(count - 1, 0), axis=1)
+    hidden[masked] |= (draws <= largest) & (count > 0)
 
-    source = np.minimum(source, items.shape[1] - 1)
     extra = tuple(range(2, items.ndim))
-    view = np.take_along_axis(items, np.expand_dims(source, extra), axis=1)
+    source = np.expand_dims(np.minimum(source, width - 1), extra)
+    view = np.take_along_axis(items, source, axis=1)
     return np.where(np.expand_dims(hidden, extra), 0, view), new_lengths
 
 
-def _smallest(
+def _starts(
     draws: NDArray[np.float64], lengths: NDArray[np.int64], counts: NDArray[np.int64]
-) -> Bool[np.ndarray, "B L"]:
-    """Where the ``counts`` smallest draws within each row's length stand."""
-    within = np.arange(draws.shape[1]) < lengths[:, None]
-    ranks = np.argsort(np.argsort(np.where(within, draws, 2.0), axis=1), axis=1)
-    return ranks < counts[:, None]
+) -> NDArray[np.int64]:
+    """Where runs of ``counts`` steps start, a column."""
+    return (draws[:, :1] * (lengths - counts + 1)[:, None]).astype(np.int64)
 
 
-def _uniform(rng: Rng, purpose: str, ids: Ids | None, rows: int, count: int) -> NDArray[np.float64]:
-    if not isinstance(rng, Draw):
-        return rng.random((rows, count))
-    if ids is None:
-        raise ValueError("two_views: a keyed draw needs ids: pass each history's instance")
-    return rng.of(purpose).uniform(ids, count)
+def _uniform(rng: Rng, purpose: str, ids: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    if isinstance(rng, Draw):
+        return rng.of(purpose).uniform(ids, count)
+    return rng.random((len(ids), count))
 
 
 def _part(count: int | NDArray[np.int64], share: float | NDArray[np.float64]) -> NDArray[np.int64]:

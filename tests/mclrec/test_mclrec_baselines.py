@@ -15,6 +15,8 @@ from diptych_mclrec.baselines import (
     Recency,
     baseline_counts,
 )
+from diptych_mclrec.metrics import ranking_metrics
+from diptych_mclrec.sample import make_demo
 from diptych_mclrec.sequences import Sequences
 
 ITEMS = 9
@@ -154,3 +156,22 @@ def test_histories_of_another_catalogue_are_refused():
         fitted(Recency()).scores([[10]])
     with pytest.raises(ValueError, match="n_items is 2"):
         Popularity().fit(Sequences.from_lists(TRAIN), n_items=2)
+
+
+def test_figures_on_the_sample_are_those_measured():
+    demo = make_demo(seed=7)
+    given = demo.sequences
+    steps_left = given.lengths[given.rows] - given.steps
+    train, histories = given.keep(steps_left > 2), given.keep(steps_left > 1)
+    wanted = given.items[given.offsets[1:] - 1].astype(np.int64)
+    expected = {
+        Popularity: (0.0220, 0.0927, 0.1753, 0.0826, 0.0821),
+        Recency: (0.0753, 0.3407, 0.4007, 0.2287, 0.1936),
+        Markov1: (0.1627, 0.4953, 0.7000, 0.3974, 0.3183),
+        ItemKNN: (0.0687, 0.2087, 0.3260, 0.1776, 0.1566),
+    }
+    for baseline, figures in expected.items():
+        fitted = baseline().fit(train, n_items=80)
+        found = ranking_metrics(baseline_counts(fitted, histories, wanted).ranks(), ks=(1, 5, 10))
+        names = ("hr@1", "hr@5", "hr@10", "ndcg@10", "mrr")
+        assert [found[name] for name in names] == pytest.approx(figures, abs=1e-4)

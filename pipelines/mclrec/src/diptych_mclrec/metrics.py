@@ -87,7 +87,7 @@ def count_ranks(
     exclude: Sequence[History] | None = None,
 ) -> Counts:
     """The counts behind :func:`rank_of_targets`, with the same arguments."""
-    table = torch.as_tensor(scores)
+    table = torch.as_tensor(scores).detach()
     known = _Targets.read(targets, table.shape[1], exclude)
 
     def product(rows: slice, _: int) -> Tensor:

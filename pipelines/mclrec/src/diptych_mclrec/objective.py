@@ -91,13 +91,11 @@ def contrastive_regulariser(
     """
     if _is_alone("contrastive_regulariser", x1, group):
         return _zero(x1, x2)
-    if groups is None and group is None:
-        groups = torch.arange(len(x1), device=x1.device)
     if group is not None:
-        start = groups if groups is not None else _numbered(x1, group)
-        groups = gather_no_grad(start, group)
+        groups = None if groups is None else gather_no_grad(groups, group)
         x1, x2 = gather_with_grad(x1, group), gather_with_grad(x2, group)
-    assert groups is not None
+    if groups is None:
+        groups = torch.arange(len(x1), device=x1.device)
     z, ids = torch.cat([x1, x2]), groups.repeat(2)
     if z.dtype != torch.float64:
         z = z.float()
@@ -294,14 +292,6 @@ def _is_alone(function: str, x: Tensor, group: Group) -> bool:
 
 def _warn_no_negatives(function: str) -> None:
     warn(function, "x1", "leaves no negatives", "the term is 0: use batches of several subjects")
-
-
-def _numbered(x: Tensor, group: Group) -> Tensor:
-    """Numbers of this process's rows among those of all."""
-    own = torch.ones(len(x), dtype=torch.int64, device=x.device)
-    rank, _ = diptych_contrast.world(group)
-    sizes = gather_no_grad(torch.tensor([len(x)], device=x.device), group)
-    return own.cumsum(0) - 1 + sizes[:rank].sum()
 
 
 def _at_least_float(x: Tensor) -> Tensor:

@@ -150,6 +150,23 @@ def test_another_encoding_can_be_said(tmp_path: Path) -> None:
     assert read_events(path, encoding="latin-1").frame["item"].to_list() == ["médicament"]
 
 
+def test_wide_encodings_and_broken_packs_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "w.csv"
+    path.write_bytes("subject_id,item_id,time\na,茶,2020-01-01\n".encode("utf-16"))
+    assert read_events(path, encoding="utf-16").frame["item"].to_list() == ["茶"]
+    packed = tmp_path / "p.csv.gz"
+    packed.write_bytes(b"\xff no gzip")
+    with pytest.raises(DataError, match=r"events\.unreadable: p\.csv\.gz"):
+        read_events(packed, encoding="latin-1")
+
+
+def test_an_undecodable_byte_behind_a_ragged_row_is_no_crash(tmp_path: Path) -> None:
+    path = tmp_path / "u.csv"
+    path.write_bytes(b"subject_id,item_id\na,b,c\na,\xff\n")
+    with pytest.raises(DataError, match=r"events\.encoding"):
+        read_events(path)
+
+
 def test_a_column_that_looks_like_time_is_not_passed_over(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "w.csv", [("a", "x", "2020-01-01")], "user_id,item_id,when")
     with pytest.raises(DataError, match="'when' looks like one"):

@@ -14,7 +14,7 @@ from diptych.errors import DataError
 from diptych.findings import Finding, Findings, Severity
 from diptych_mclrec.config import MCLRecConfig
 from diptych_mclrec.events import Core, Ordered, k_core, order_events, repeat_share
-from diptych_mclrec.read import FORMATS, Reading, read_source
+from diptych_mclrec.read import FORMATS, Reading, read_source, whole
 from diptych_mclrec.read_text import MOST, row_words
 from diptych_mclrec.sequences import EventTable, Sequences
 from diptych_mclrec.split import LEAST_STEPS, step_times, subject_parts, time_cuts
@@ -88,6 +88,7 @@ def survey(config: MCLRecConfig, path: Path) -> Survey:
     """
     reading = read_source(path, config.data)
     findings = list(reading.findings)
+    about = whole(path)
     parts: Mapping[str, str] | None = None
     if config.split.file is not None:
         parts, said = read_split_file(config.split.file)
@@ -113,13 +114,13 @@ def survey(config: MCLRecConfig, path: Path) -> Survey:
         findings.append(Finding("error", "events.bad_time", path.name, str(error), fix))
         return Survey(replace(reading, table=None), Findings(tuple(findings)))
     names = {source.path.name: source.sha256[:12] for source in table.sources}
-    findings += _duplicates(ordered, path, kept=not config.data.drop_duplicates)
+    findings += _duplicates(ordered, about, kept=not config.data.drop_duplicates)
     table = replace(table, frame=table.frame.clear())  # from here on numbers stand for names
     reading = replace(reading, table=table)
-    findings += _ties(ordered, path, config, joined=baskets, kind=kind)
+    findings += _ties(ordered, about, config, joined=baskets, kind=kind)
     share, targets = repeat_share(ordered.sequences)
-    findings += _repeats(targets, path, share)
-    findings += _sizes(ordered, path, config, kind, parts)
+    findings += _repeats(targets, about, share)
+    findings += _sizes(ordered, about, config, kind, parts)
     return Survey(reading, Findings(tuple(findings), names), ordered, parts, share)
 
 
@@ -239,12 +240,14 @@ def _test_part(
         found = f"{given.count(None)} of {len(names)} subjects have no part: they are left out"
         fix = "name every subject in the split, as in the events"
         findings.append(Finding("warning", "split.unmatched", path.name, found, fix))
-    protocol = "subject" if given is not None else config.split_kind(kind)
     split = config.split
+    protocol = config.split_kind(kind)
+    if given is not None and (split.kind == "auto" or split.file is not None):
+        protocol = "subject"
     if protocol == "leave_one_out":
         tested = int((core.steps >= LEAST_STEPS).sum())
     elif protocol == "subject":
-        divided = given or subject_parts(names, split.fractions, split.seed)
+        divided = given if given is not None else subject_parts(names, split.fractions, split.seed)
         scored = core.steps > config.evaluate.min_history
         tested = int((np.array([part == "test" for part in divided], bool) & scored).sum())
     else:

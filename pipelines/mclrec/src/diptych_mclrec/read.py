@@ -17,6 +17,7 @@ from diptych.progress import progress
 from diptych_mclrec.config import EventDataSection, Format, MCLRecConfig
 from diptych_mclrec.read_clinical import (
     Clinical,
+    meds_files,
     read_meds,
     read_omop,
     read_synthea,
@@ -28,7 +29,7 @@ from diptych_mclrec.read_tables import (
     read_parquet,
     read_sequence_lines,
 )
-from diptych_mclrec.read_text import as_utf8, empty, line_form
+from diptych_mclrec.read_text import PACK_ERRORS, as_utf8, empty, line_form
 from diptych_mclrec.sequences import EVENT_SCHEMA, EventTable, Kind, SourceTable
 
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -126,8 +127,13 @@ def read_source(path: Path, data: EventDataSection) -> Reading:
         return Reading(form, kind, tuple(findings))
     read_as = f"read as {form}, kind {kind}"
     fix = "set data.format or data.kind where that is wrong"
-    findings.append(Finding("note", "data.kind", path.name, read_as, fix))
+    findings.append(Finding("note", "data.kind", whole(path).name, read_as, fix))
     return Reading(form, kind, tuple(findings), _table(clinical, kind))
+
+
+def whole(path: Path) -> Path:
+    """What findings about all events name: the file, but never a folder of the user's own."""
+    return path if path.is_file() else Path("the data")
 
 
 def _table(clinical: Clinical, kind: Kind) -> EventTable:
@@ -208,7 +214,7 @@ def _form_of(path: Path, data: EventDataSection) -> str | None:
         try:
             with as_utf8(path, data.encoding) as usable:
                 return line_form(usable)
-        except (UnicodeDecodeError, pl.exceptions.PolarsError):
+        except (UnicodeDecodeError, pl.exceptions.PolarsError, *PACK_ERRORS):
             return form
     if form == "parquet":
         try:
@@ -262,5 +268,5 @@ def files_of(path: Path, data: EventDataSection) -> list[Path]:
         data: What is left out.
     """
     if (path / "metadata").is_dir():
-        return sorted(path.glob("data/**/*.parquet")) + sorted(path.glob("metadata/*.parquet"))
+        return meds_files(path, data) + sorted(path.glob("metadata/*.parquet"))
     return _files(path, data)

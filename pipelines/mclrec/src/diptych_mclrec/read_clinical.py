@@ -333,7 +333,7 @@ def _strangers(events: pl.DataFrame, patients: pl.DataFrame, path: Path) -> list
 
 def read_meds(source: Path, data: EventDataSection) -> Clinical:
     """A MEDS 0.3 or 0.4 folder, or one of its data files."""
-    files = [source] if source.is_file() else sorted((source / "data").glob("**/*.parquet"))
+    files = meds_files(source, data)
     if not files:
         found = "no .parquet below data/"
         fix = "give a MEDS folder with data/ and metadata/"
@@ -361,6 +361,17 @@ def read_meds(source: Path, data: EventDataSection) -> Clinical:
         held, said = _meds_splits(splits)
         findings += said
     return Clinical(findings, parts, descriptions, held, others)
+
+
+def meds_files(source: Path, data: EventDataSection) -> list[Path]:
+    """The data files of a MEDS folder that are not excluded, or the one file itself."""
+    if source.is_file():
+        return [source]
+    return [
+        path
+        for path in sorted((source / "data").glob("**/*.parquet"))
+        if not any(fnmatchcase(path.relative_to(source).as_posix(), one) for one in data.exclude)
+    ]
 
 
 def _meds_events(path: Path, data: EventDataSection) -> tuple[Raw, list[str]]:

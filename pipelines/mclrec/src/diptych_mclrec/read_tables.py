@@ -13,12 +13,14 @@ from diptych.findings import Finding
 from diptych_mclrec.config import ColumnsSection, EventDataSection
 from diptych_mclrec.read_text import (
     MOST,
+    PACK_ERRORS,
     as_utf8,
+    broken_pack,
     empty,
     line_faults,
-    not_utf8,
     read_lines,
     recbole_columns,
+    reserved,
     row_words,
     unreadable,
 )
@@ -67,9 +69,9 @@ def read_csv(path: Path, data: EventDataSection, *, recbole: bool = False) -> Ra
     except pl.exceptions.PolarsError as error:
         return Raw(unreadable(path, path, ",", error))
     except UnicodeDecodeError as error:
-        found = f"not {data.encoding}: {error.reason} at byte {error.start} of a piece"
-        fix = "name the encoding of the file in data.encoding"
-        return Raw([Finding("error", "events.encoding", path.name, found, fix)])
+        return Raw([_other_encoding(path, error)])
+    except PACK_ERRORS as error:
+        return Raw([broken_pack(path, error)])
 
 
 def _scanned(
@@ -138,6 +140,10 @@ def read_parquet(path: Path, data: EventDataSection) -> Raw:
         frame = lazy.collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         return Raw([broken_parquet(path, error)])
+    if lists:
+        odd = reserved(frame.select(pl.col("item").cast(pl.String), "row"), path)
+        if odd:
+            return Raw(odd, None, frame.height)
     raw = to_events(frame, path, data)
     return Raw([*findings, *raw.findings], raw.frame, raw.rows)
 
@@ -149,8 +155,10 @@ def read_sequence_lines(path: Path, data: EventDataSection) -> Raw:
     try:
         with as_utf8(path, data.encoding) as usable:
             frame, findings = read_lines(usable, path)
-    except UnicodeDecodeError:
-        return Raw([not_utf8(path)])
+    except UnicodeDecodeError as error:
+        return Raw([_other_encoding(path, error)])
+    except PACK_ERRORS as error:
+        return Raw([broken_pack(path, error)])
     if findings:
         return Raw(findings)
     return to_events(frame, path, data)
@@ -161,6 +169,12 @@ def broken_parquet(path: Path, error: Exception) -> Finding:
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
     fix = "the file is truncated or no Parquet: write it again"
     return Finding("error", "parquet.broken", path.name, said.replace(str(path), path.name), fix)
+
+
+def _other_encoding(path: Path, error: UnicodeDecodeError) -> Finding:
+    found = f"not {error.encoding}: {error.reason}"
+    fix = "name the encoding of the file in data.encoding"
+    return Finding("error", "events.encoding", path.name, found, fix)
 
 
 def separator_of(path: Path) -> str:

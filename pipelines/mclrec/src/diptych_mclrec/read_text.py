@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import polars as pl
 from diptych.findings import Finding
 
 MOST = 5  # rows that a finding names
+PACK_ERRORS = (OSError, EOFError, zlib.error)
 RECBOLE_TYPES = ("token", "float", "token_seq", "float_seq")
 
 
@@ -42,8 +45,9 @@ def as_utf8(path: Path, encoding: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name.removesuffix(".gz")
         with _opened(path) as source, copy.open("w", encoding="utf-8", newline="") as target:
-            while piece := source.read(1 << 24):
-                target.write(piece.decode(encoding))
+            text = io.TextIOWrapper(source, encoding=encoding, newline="")
+            while piece := text.read(1 << 24):
+                target.write(piece)
         yield copy
 
 
@@ -55,18 +59,32 @@ def not_utf8(path: Path) -> Finding:
     """The finding for a file that is not UTF-8, with the first wrong byte and its row."""
     where, found = path.name, "not UTF-8"
     if path.suffix != ".zst":
-        offset = 0
-        with _opened(path) as stream:
-            for number, line in enumerate(stream, 1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError as error:
-                    where = f"{path.name}, row {number} of the file"
-                    found = f"byte {offset + error.start} (0x{line[error.start]:02x}) is not UTF-8"
-                    break
-                offset += len(line)
+        try:
+            where, found = _first_wrong_byte(path)
+        except PACK_ERRORS as error:
+            return broken_pack(path, error)
     fix = "convert the file to UTF-8, or name its encoding in data.encoding (latin-1, cp1252)"
     return Finding("error", "events.encoding", where, found, fix)
+
+
+def _first_wrong_byte(path: Path) -> tuple[str, str]:
+    offset = 0
+    with _opened(path) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                where = f"{path.name}, row {number} of the file"
+                at = offset + error.start
+                return where, f"byte {at} (0x{line[error.start]:02x}) is not UTF-8"
+            offset += len(line)
+    return path.name, "not UTF-8"
+
+
+def broken_pack(path: Path, error: Exception) -> Finding:
+    """The finding for a file that cannot be read or unpacked."""
+    found = str(error).replace(str(path), path.name) or type(error).__name__
+    return Finding("error", "events.unreadable", path.name, found, "write the file again")
 
 
 def unreadable(path: Path, shown: Path, separator: str, error: Exception) -> list[Finding]:
@@ -83,11 +101,11 @@ def unreadable(path: Path, shown: Path, separator: str, error: Exception) -> lis
         return [empty(shown)]
     if "utf" in said.lower():
         return [not_utf8(shown)]
-    ragged, _ = line_faults(path, shown, separator)
-    if ragged:
-        return ragged
-    found = said.splitlines()[0] if said else type(error).__name__
-    return [Finding("error", "events.unreadable", shown.name, found, "write the file again")]
+    try:
+        ragged, _ = line_faults(path, shown, separator)
+    except pl.exceptions.PolarsError:  # polars stopped at the field, here at the byte
+        return [not_utf8(shown)]
+    return ragged or [broken_pack(shown, error)]
 
 
 def empty(path: Path) -> Finding:
@@ -196,11 +214,16 @@ def read_lines(path: Path, shown: Path) -> tuple[pl.DataFrame, list[Finding]]:
         )
     except pl.exceptions.PolarsError as error:
         return pl.DataFrame(), unreadable(path, shown, " ", error)
-    return table, _reserved(table, shown)
+    return table, reserved(table, shown)
 
 
-def _reserved(table: pl.DataFrame, path: Path) -> list[Finding]:
-    """Id 0 and odd tokens in a file of numbers, where 0 would silently be padding."""
+def reserved(table: pl.DataFrame, path: Path) -> list[Finding]:
+    """Id 0 and odd tokens in a file of numbers, where 0 would silently be padding.
+
+    Args:
+        table: Columns item (text) and row.
+        path: The file.
+    """
     if not table.height:
         return []
     number = table["item"].str.contains(r"^\d+$")

@@ -10,9 +10,10 @@ from diptych.config import load
 from diptych.errors import DataError
 from diptych.prepared import Prepared
 from diptych_mclrec.config import MCLRecConfig
-from diptych_mclrec.events import order_events
+from diptych_mclrec.events import fit_catalogue, order_events
 from diptych_mclrec.prepare import load_sequences, prepare
 from diptych_mclrec.read import read_events
+from diptych_mclrec.split import split_sequences
 
 ROWS = [
     ("zoe", "x", "2020-01-02"),
@@ -109,8 +110,13 @@ def test_the_real_meds_folder_keeps_its_splits_and_baskets(tmp_path: Path) -> No
     assert sequences.baskets is not None
     counts = dict(prepared.index["split"].value_counts().rows())
     assert sum(counts.values()) == 528
-    held = prepared.index["split"].to_numpy() == "test"
-    assert int((sequences.step_counts[held] >= 2).sum()) == 59
+    split = split_sequences(sequences, "subject", parts=prepared.index["split"].to_list())
+    assert (len(split.test), len(split.train)) == (59, 420)
+    trained = (prepared.index["split"].to_numpy() == "train")[sequences.rows]
+    catalogue, encoded = fit_catalogue(sequences, codes, fitted=trained)
+    assert catalogue.size == 334
+    assert sum(catalogue.counts) == int(trained.sum())
+    assert len(encoded.items) == len(sequences.items)
 
 
 @pytest.mark.data

@@ -30,10 +30,10 @@ CONSTRAINTS = ROOT / "constraints.txt"
 OLDEST = (3, 11)
 SHARED = ["shared/contrast", "shared/runtime"]
 TOOLS = [
-    "build", "codespell", "deptry", "edfio", "eeglabio", "furo", "hatchling", "hypothesis",
-    "import-linter", "mypy", "myst-parser", "onnx", "onnxruntime", "onnxscript", "psutil", "pybv",
-    "pytest", "pytest-cov", "pytest-timeout", "pytest-xdist", "ruff", "sphinx", "sphinx-gallery",
-    "tensorboard",
+    "build", "codespell", "deptry", "edfio", "eeglabio", "furo", "hatchling", "highdicom",
+    "hypothesis", "import-linter", "mypy", "myst-parser", "onnx", "onnxruntime", "onnxscript",
+    "psutil", "pybv", "pytest", "pytest-cov", "pytest-timeout", "pytest-xdist", "ruff", "sphinx",
+    "sphinx-gallery", "tensorboard",
 ]  # fmt: skip
 
 

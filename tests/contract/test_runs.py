@@ -19,7 +19,7 @@ from diptych.installed import load as load_pipeline
 from diptych.results import validate
 from diptych.split import Split
 
-from .conftest import RECIPE, Subject
+from .conftest import FINAL_IS_TESTED, RECIPE, Subject
 
 
 def weights(run: Path) -> dict[str, str]:
@@ -84,19 +84,16 @@ def test_compare_refuses_nothing_over_the_same_splits(subject: Subject, tmp_path
     shutil.copytree(subject.run, tmp_path / "twin")
     call = subject.call("compare", subject.run, tmp_path / "twin")
     assert call.code == 0, call.err
-    assert "accuracy" in call.out.lower()
+    assert ("masd" if subject.name == "pirads" else "accuracy") in call.out.lower()
 
 
 def test_data_of_the_training_subjects_are_refused_as_new_data(
     subject: Subject, tmp_path: Path
 ) -> None:
     some = tmp_path / "some"
-    shutil.copytree(subject.data, some)
-    files = sorted(path for path in some.iterdir() if path.suffix != ".json")
-    for path in files[len(files) * 2 // 3 + 1 :]:
-        path.unlink()
+    other = subject.copy_some(some)
     call = subject.call("evaluate", subject.run, "--data", some, "--out", tmp_path / "out")
-    if len(files) == 1:  # the same single file: the run's own data, scored on its own splits
+    if not other:  # the run's own data, scored on its own splits
         assert call.code == 0, call.err
         return
     assert call.code == 3
@@ -145,8 +142,11 @@ def test_fits_side_by_side_give_the_same_weights(subject: Subject, tmp_path: Pat
 
 
 def test_other_weights_can_be_the_start(subject: Subject, tmp_path: Path) -> None:
-    call = subject.train(tmp_path / "run", "--init", f"{subject.run}:final", "--no-evaluate")
-    assert call.code == 3, "the weights have seen every test subject"
+    call = subject.train(tmp_path / "seen", "--init", f"{subject.run}:final", "--no-evaluate")
+    if subject.name in FINAL_IS_TESTED:
+        assert call.code == 0, call.err
+    else:
+        assert call.code == 3, "the weights have seen every test subject"
     call = subject.train(
         tmp_path / "run", "--init", f"{subject.run}:final", "--set", "split.allow_leakage=true",
         "--no-evaluate",

@@ -32,8 +32,8 @@ def triplet(z, labels, margin, mining, kind, soft):
         if not near or not far:
             continue
         if mining == "all":
-            every = [cost(p - q) for p in near for q in far]
-            costs += [c for c in every if soft or c.item() > 0]
+            every = cost(torch.stack(near)[:, None] - torch.stack(far)).flatten()
+            costs += [*(every if soft else every[every > 0])]
         elif mining == "hard":
             costs.append(cost(max(near) - min(far)))
         elif mining == "easy_positive":

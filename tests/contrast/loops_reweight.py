@@ -13,13 +13,13 @@ def unit(x: Tensor) -> Tensor:
     return x / x.norm(dim=-1, keepdim=True)
 
 
-def weighted(costs: list[Tensor], logits: list[Tensor], freeze: bool) -> Tensor:
-    weights = torch.stack(logits).softmax(0)
-    return ((weights.detach() if freeze else weights) * torch.stack(costs)).sum()
+def weighted(costs: Tensor, logits: Tensor, freeze: bool) -> Tensor:
+    weights = logits.softmax(0)
+    return ((weights.detach() if freeze else weights) * costs).sum()
 
 
-def distance(x: Tensor, y: Tensor) -> Tensor:
-    return (x - y).square().sum()
+def distances(x: Tensor, others: list[Tensor]) -> Tensor:
+    return (x - torch.stack(others)).square().sum(1)
 
 
 def cacr(views, t_pos, t_neg, *, alpha=1.0, beta=1.0, kernel="euclid", freeze=True, queue=(),
@@ -29,13 +29,13 @@ def cacr(views, t_pos, t_neg, *, alpha=1.0, beta=1.0, kernel="euclid", freeze=Tr
     for a in range(v):
         for i in range(n):
             x = views[a][i]
-            pull = [distance(x, views[b][i]) for b in range(v) if b != a]
-            push = [distance(x, views[b][j]) for b in range(v) for j in range(n) if j != i]
-            push += [distance(x, key) for key in queue]
-            pulls.append(weighted(pull, [t_pos * d for d in pull], freeze))
-            costs = [torch.exp(-2 * d) if kernel == "rbf" else -d for d in push]
-            row = weighted(costs, [-t_neg * d for d in push], freeze)
-            pushes.append((row + tau_plus * torch.stack(pull).mean()) / (1 - tau_plus))
+            pull = distances(x, [views[b][i] for b in range(v) if b != a])
+            others = [views[b][j] for b in range(v) for j in range(n) if j != i]
+            push = distances(x, [*others, *queue])
+            pulls.append(weighted(pull, t_pos * pull, freeze))
+            costs = torch.exp(-2 * push) if kernel == "rbf" else -push
+            row = weighted(costs, -t_neg * push, freeze)
+            pushes.append((row + tau_plus * pull.mean()) / (1 - tau_plus))
     push = torch.stack(pushes).mean()
     return alpha * torch.stack(pulls).mean() + beta * (push.log() if kernel == "rbf" else push)
 
@@ -46,17 +46,18 @@ def official_cacr(views, t_pos, t_neg, *, kernel="euclid", tau_plus=0.0):
     pull = []
     for a in range(v):
         for i in range(n):
-            near = [distance(views[a][i], views[b][i]) for b in range(v) if b != a]
-            pull.append(weighted(near, [t_pos * d for d in near], False))
+            near = distances(views[a][i], [views[b][i] for b in range(v) if b != a])
+            pull.append(weighted(near, t_pos * near, False))
     push = []
     for a in range(v):
         for b in range(a + 1, v):
             rows = []
             for i in range(n):
-                far = [distance(views[a][i], views[b][j]) for j in range(n) if j != i]
-                costs = [torch.exp(-2 * d) if kernel == "rbf" else -d for d in far]
-                row = weighted(costs, [-t_neg * d for d in far], False)
-                near = 0.0 if kernel == "rbf" else tau_plus * distance(views[a][i], views[b][i])
+                far = distances(views[a][i], [views[b][j] for j in range(n) if j != i])
+                costs = torch.exp(-2 * far) if kernel == "rbf" else -far
+                row = weighted(costs, -t_neg * far, False)
+                own = distances(views[a][i], [views[b][i]])[0]
+                near = 0.0 if kernel == "rbf" else tau_plus * own
                 rows.append((row - near) / (1 - tau_plus))
             mean = torch.stack(rows).mean()
             push.append(mean.log() if kernel == "rbf" else mean)
@@ -66,25 +67,26 @@ def official_cacr(views, t_pos, t_neg, *, kernel="euclid", tau_plus=0.0):
 def amcl(heads_a, heads_b, net, reg):
     total, priors, dim = 0.0, [], heads_a.shape[-1]
     for c in range(len(heads_a)):
-        z = [*heads_a[c], *heads_b[c]]
+        z = torch.cat([heads_a[c], heads_b[c]])
         for i in range(len(z)):
-            terms = []
-            for j in range(len(z)):
-                if j != i:
-                    t = net.low + (net.high - net.low) * logit(net, c, z[i], z[j]).sigmoid()
-                    priors.append(dim / 2 * t.log() + 1 / t)
-                    terms.append((z[i] @ z[j]) / t)
-                    if j == (i + len(z) // 2) % len(z):
-                        positive = terms[-1]
-            total = total + (torch.stack(terms).logsumexp(0) - positive) / len(z)
+            others = torch.stack([z[j] for j in range(len(z)) if j != i])
+            logits = logit(net, c, z[i], others)
+            t = net.low + (net.high - net.low) * logits.sigmoid()
+            priors += [*(dim / 2 * t.log() + 1 / t)]
+            terms = (others @ z[i]) / t
+            partner = (i + len(z) // 2) % len(z)
+            positive = terms[partner - (partner > i)]
+            total = total + (terms.logsumexp(0) - positive) / len(z)
     return total + reg * torch.stack(priors).mean()
 
 
-def logit(net, c, x, y):
+def logit(net, c, x, others):
+    """Logits of one row with each of the others, as the network on the concatenation."""
     if net.kind == "bilinear":
-        return (net.left[c].double() @ x) @ (net.left[c].double() @ y) + net.bias[c]
+        return (others @ net.left[c].double().t()) @ (net.left[c].double() @ x) + net.bias[c]
     first = torch.cat([net.left[c], net.right[c]], 1).double()
-    hidden = (first @ torch.cat([x, y]) + net.offset[c]).relu()
+    joined = torch.cat([x.expand_as(others), others], 1)
+    hidden = (joined @ first.t() + net.offset[c]).relu()
     return hidden @ net.out[c].double() + net.bias[c]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from tests.contrast import references as loops
+from tests.contrast.equal import assert_equals_loop, every_size
 from torch import Tensor
 
 import diptych_contrast as dc
@@ -150,26 +151,9 @@ CASES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(
-    ("n", "d"), [(2, 3), (2, 32), (3, 3), (3, 32), (17, 3), (17, 32), (64, 32)]
-)
-def test_every_loss_equals_a_double_loop_at_every_tile(name, n, d):
-    for seed in range(5 if n < 64 else 1):
-        generator = torch.Generator().manual_seed(seed)
-        inputs, ours, loop = CASES[name](n, d, generator)
-        leaves = [value.requires_grad_() for value in inputs]
-        expected = torch.stack(loop(*leaves)).mean()
-        slopes = torch.autograd.grad(expected, leaves)
-        for tile in (4, 8, 64, "auto"):
-            value = ours(*leaves, tile=tile)
-            torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
-            for ours_slope, slope in zip(torch.autograd.grad(value, leaves), slopes, strict=True):
-                torch.testing.assert_close(ours_slope, slope, rtol=1e-9, atol=1e-9)
-        single = [value.detach().float().requires_grad_() for value in inputs]
-        value = ours(*single, tile=8)
-        torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=2e-6)
-        for ours_slope, slope in zip(torch.autograd.grad(value, single), slopes, strict=True):
-            torch.testing.assert_close(ours_slope.double(), slope, rtol=2e-5, atol=2e-5)
+@every_size
+def test_every_loss_equals_a_double_loop_at_every_tile(name, n, d, seed):
+    assert_equals_loop(*CASES[name](n, d, torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "siglip" not in name])
@@ -379,6 +363,19 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
     slopes = torch.autograd.grad(value, half)
     assert all(slope.dtype == dtype for slope in slopes)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_single_precision_is_the_same_under_autocast(name):
+    inputs, ours, _ = CASES[name](12, 8, torch.Generator().manual_seed(6))
+    leaves = [value.float().requires_grad_() for value in inputs]
+    plain = ours(*leaves)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = ours(*leaves)
+    torch.testing.assert_close(value, plain, rtol=1e-5, atol=1e-5)
+    slopes = torch.autograd.grad(value, leaves)
+    for slope, expected in zip(slopes, torch.autograd.grad(plain, leaves), strict=True):
+        torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_learned_temperature_gets_its_gradient():

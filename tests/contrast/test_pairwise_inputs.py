@@ -3,12 +3,15 @@
 import importlib
 import math
 import pickle
+import runpy
+import sys
 
 import pytest
 import torch
 
 import diptych_contrast as dc
 from diptych_contrast.__main__ import main
+from diptych_contrast.inputs import readable
 
 Z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -252,6 +255,19 @@ def test_every_loss_is_explained_and_equals_its_dense_reference(name):
     for arguments, options in calls:
         ours = dc.loss(name, **options)(*arguments)
         torch.testing.assert_close(ours, spec.reference(*arguments, **options))
+
+
+def test_the_package_runs_as_a_program(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["diptych_contrast", "list"])
+    monkeypatch.delitem(sys.modules, "diptych_contrast.__main__")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("diptych_contrast", run_name="__main__")
+    assert end.value.code == 0
+    assert "sup_con" in capsys.readouterr().out
+
+
+def test_values_on_another_device_are_not_looked_at():
+    assert not readable(torch.empty(1, device="meta"))
 
 
 def test_the_command_line_lists_and_explains(capsys):

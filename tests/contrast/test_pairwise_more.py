@@ -1,10 +1,12 @@
 """Values, gradients, closed forms and refusals of the decoupled, corrected and metric losses."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from tests.contrast import loops_pairwise as loops
+from tests.contrast.equal import assert_equals_loop, every_size
 from torch import Tensor
 
 import diptych_contrast as dc
@@ -90,25 +92,9 @@ LABELLED = ("contrastive_margin", "multi_similarity", "circle")
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("n", "d"), [(2, 3), (3, 32), (17, 3), (64, 32)])
-def test_every_loss_equals_a_double_loop_at_every_tile(name, n, d):
-    if n == 2 and name.startswith(LABELLED):
-        n = 5
-    for seed in range(5 if n < 64 else 1):
-        inputs, ours, loop = CASES[name](n, d, torch.Generator().manual_seed(seed))
-        leaves = [value.requires_grad_() for value in inputs]
-        expected = torch.stack(loop(*leaves)).mean()
-        slopes = torch.autograd.grad(expected, leaves)
-        for tile in (4, 8, 64, "auto") if seed == 0 else (8, "auto"):
-            value = ours(*leaves, tile=tile)
-            torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
-            for ours_slope, slope in zip(torch.autograd.grad(value, leaves), slopes, strict=True):
-                torch.testing.assert_close(ours_slope, slope, rtol=1e-9, atol=1e-9)
-        single = [value.detach().float().requires_grad_() for value in inputs]
-        value = ours(*single, tile=8)
-        torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=2e-6)
-        for ours_slope, slope in zip(torch.autograd.grad(value, single), slopes, strict=True):
-            torch.testing.assert_close(ours_slope.double(), slope, rtol=2e-5, atol=2e-5)
+@every_size
+def test_every_loss_equals_a_double_loop_at_every_tile(name, n, d, seed):
+    assert_equals_loop(*CASES[name](n, d, torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("circle")])
@@ -201,6 +187,39 @@ def test_dcl_tells_the_statistics_of_its_pairs():
     _, other = dc.nt_xent(z1, z2, 0.3, return_info=True)
     for field in ("pos_mean", "neg_mean", "neg_var", "exp_neg_mean", "top1", "logit_max"):
         torch.testing.assert_close(getattr(info, field), getattr(other, field))
+
+
+# Two views that fit into one tile.
+
+
+@pytest.mark.parametrize("loss", [dc.nt_xent, dc.dcl, partial(dc.dclw, detach_weights=False)])
+def test_two_small_views_can_be_differentiated_twice(loss):
+    z = draw(torch.Generator().manual_seed(0), 2, 4, 3).requires_grad_()
+    t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda x, t: loss(*x, t), (z, t))
+    torch.autograd.gradgradcheck(lambda x, t: loss(*x, t), (z, t))
+    alone = lambda x: loss(x, z[1].detach(), 0.4)  # noqa: E731
+    torch.autograd.gradgradcheck(alone, z[0].detach().requires_grad_())
+
+
+def test_a_backward_pass_under_autocast_keeps_single_precision():
+    z = draw(torch.Generator().manual_seed(0), 2, 9, 5).float().requires_grad_()
+    loss = dc.nt_xent(*z, 0.3)
+    (expected,) = torch.autograd.grad(loss, z, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (slope,) = torch.autograd.grad(loss, z)
+    assert torch.equal(slope, expected)
+
+
+@pytest.mark.parametrize("loss", [dc.nt_xent, dc.dcl])
+def test_small_views_tell_what_tiles_tell(loss):
+    z = draw(torch.Generator().manual_seed(0), 2, 9, 5)
+    z[0, 3] = 0.0
+    _, small = loss(*z, 0.3, return_info=True)
+    _, tiled = loss(*z, 0.3, return_info=True, tile=7)
+    for field, value in vars(tiled).items():
+        got, want = (torch.as_tensor(x).double() for x in (getattr(small, field), value))
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9, msg=field)
 
 
 @pytest.mark.parametrize("name", ["dcl", "hcl", "n_pairs", "circle", "multi_similarity"])

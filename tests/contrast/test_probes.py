@@ -20,7 +20,7 @@ from diptych_contrast.probes import (
     retrieval,
     ridge_probe,
 )
-from diptych_contrast.probes.folds import deal_folds
+from diptych_contrast.probes.linear import deal_folds
 from diptych_contrast.testing import hypersphere
 
 

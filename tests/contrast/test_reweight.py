@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from tests.contrast import loops_reweight as loops
-from tests.contrast.equal import assert_equals_loop
+from tests.contrast.equal import assert_equals_loop, every_size
 
 import diptych_contrast as dc
 
@@ -99,14 +99,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(
-    ("n", "d"), [(2, 3), (3, 32), (17, 3), pytest.param(64, 32, marks=pytest.mark.slow)]
-)
-def test_every_loss_equals_a_double_loop_at_every_tile(name, n, d):
-    if n == 64 and name.startswith("amcl"):
-        n = 24  # Its loop runs a network for every pair.
-    for seed in range(5 if n < 17 else 1):
-        assert_equals_loop(*CASES[name](n, d, torch.Generator().manual_seed(seed)))
+@every_size
+def test_every_loss_equals_a_double_loop_at_every_tile(name, n, d, seed):
+    assert_equals_loop(*CASES[name](n, d, torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize("name", ["cacr-attached", "amcl-bilinear", "pairs-cosine-pooled"])

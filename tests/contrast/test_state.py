@@ -277,7 +277,7 @@ class TestMomentumEncoder:
         teacher = MomentumEncoder(model, schedule=lambda step: 2.0)
         with pytest.raises(ContrastInputError, match=r"'schedule' gives a momentum of 2\.0"):
             teacher.update(0)
-        with pytest.raises(ContrastInputError, match="count from 0"):
+        with pytest.raises(ContrastInputError, match="at least 0"):
             teacher.update(-1)
         unscheduled = MomentumEncoder(model)
         del model.bias

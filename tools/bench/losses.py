@@ -1,11 +1,12 @@
 """Time and memory of the losses against their floor, dense forms and other libraries.
 
-    python tools/bench/losses.py [--sizes 64,256,4096] [--against dense,lightly] [--threads 1]
-                                 [--cases nt_xent,dcl] [--rounds 5] [--memory] [--json FILE]
+    python tools/bench/losses.py [--sizes 256,4096] [--cases nt_xent,dcl] [--threads 2]
+                                 [--against dense,lightly] [--json FILE]
 
-Every form is run in turn, round after round, and its fastest round counts; all forms have to give
-the same loss first. Only ratios within one run mean anything. Forms that store all scores are left
-out where one matrix of them takes more than a gigabyte.
+prints a Markdown table. Up to 4,096 pairs all forms of a case run in turn, round after round, and
+the fastest round counts; above, each form takes one step in a process of its own. All forms have
+to give the same loss. The floor is the matrix products alone, over tiles. Only ratios within one
+run mean anything. A form that would take more than 4 GB is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import sys
 import time
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,18 +31,14 @@ import diptych_contrast as dc
 
 TEMPERATURE = 0.1
 TILE = 512
+LARGEST_IN_TURN = 4096
+SMALLEST_TOLD = 1024  # pairs whose memory is worth telling
+MOST_BYTES = 4 * 2**30
+LINUX = sys.platform.startswith("linux")  # where a process tells its peak
+CASES = "nt_xent,sup_con,dcl,clip_loss,mv_dhel,swav_loss,info_nce"
+# Score matrices that a form holds at a time; times rows squared of a matrix.
+MATRICES = {"dense": 5, "compiled": 5, "lightly": 5, "pml": 11}
 Form = Callable[[], Tensor]
-
-
-@dataclass(frozen=True)
-class Row:
-    """Fastest round of one form of one case."""
-
-    case: str
-    form: str
-    cpu_ms: float
-    wall_ms: float
-    peak_mb: float | None = None
 
 
 # Floors: the matrix products alone, over tiles.
@@ -134,15 +130,15 @@ class _Stub(types.ModuleType):
         return type(name, (), {})
 
 
-def lightly_loss(module: str, name: str, against: set[str]) -> Callable[..., Tensor] | None:
+def lightly_loss(module: str, name: str) -> Callable[..., Tensor] | None:
     """A loss of lightly, which asks for torchvision; a stub stands in where it is missing."""
-    for _ in range(30 if "lightly" in against else 0):
+    for _ in range(30):
         try:
             loss = getattr(importlib.import_module(f"lightly.loss.{module}"), name)(TEMPERATURE)
         except ModuleNotFoundError as error:
             missing = error.name or ""
             if missing.split(".")[0] != "torchvision":
-                print(f"lightly: skipped ({error})")
+                print(f"lightly: skipped ({error})", file=sys.stderr)
                 return None
             sys.modules[missing] = _Stub(missing)
             sys.modules[missing].__path__ = []
@@ -151,14 +147,12 @@ def lightly_loss(module: str, name: str, against: set[str]) -> Callable[..., Ten
     return None
 
 
-def metric_learning_loss(against: set[str]) -> Callable[..., Tensor] | None:
+def metric_learning_loss() -> Callable[..., Tensor] | None:
     """SupCon of pytorch-metric-learning over both views."""
-    if "pml" not in against:
-        return None
     try:
         losses = importlib.import_module("pytorch_metric_learning.losses")
     except ImportError as error:
-        print(f"pml: skipped ({error})")
+        print(f"pml: skipped ({error})", file=sys.stderr)
         return None
     loss = losses.SupConLoss(TEMPERATURE)
     return lambda x, y, labels: loss(torch.cat([x, y]), labels.repeat(2))
@@ -170,199 +164,217 @@ def embeddings(n: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, y, torch.randint(0, 100, (n,))
 
 
-def cases(
-    n: int, d: int, against: set[str], wanted: set[str]
-) -> dict[str, tuple[list[Tensor], dict[str, Form]]]:
-    """All forms of the wanted cases of one size; the first form of a case is ours."""
+def forms_of(case: str, n: int, d: int, against: set[str]) -> tuple[list[Tensor], dict[str, Form]]:
+    """Leaves and forms of a case; the first form is ours."""
     x, y, labels = embeddings(n, d)
     both = torch.cat([x, y]).detach()
-    more = F.normalize(torch.randn(4, n, d), dim=2).requires_grad_()
-    compiled = torch.compile(dense_nt_xent, dynamic=False)
-    forms: dict[str, dict[str, Form]] = {
-        "nt_xent": {
+    leaves, forms = [x, y], dict[str, Form]()
+    if case in {"nt_xent", "sup_con", "dcl"}:
+        forms["floor"] = lambda: products(both, both, symmetric=True, backward=2)
+    if case == "nt_xent":
+        compiled = torch.compile(dense_nt_xent, dynamic=False)
+        forms |= {
             "ours": lambda: dc.nt_xent(x, y, TEMPERATURE),
             "ours with info": lambda: dc.nt_xent(x, y, TEMPERATURE, return_info=True)[0],
-            "floor": lambda: products(both, both, symmetric=True, backward=2),
             "dense": lambda: dense_nt_xent(x, y),
             "compiled": lambda: compiled(x, y),
-        },
-        "sup_con": {
-            "ours": lambda: dc.sup_con((x, y), labels, TEMPERATURE),
-            "floor": lambda: products(both, both, symmetric=True, backward=2),
-            "dense": lambda: dense_sup_con(x, y, labels),
-        },
-        "dcl": {
-            "ours": lambda: dc.dcl(x, y, TEMPERATURE),
-            "floor": lambda: products(both, both, symmetric=True, backward=2),
-            "dense": lambda: dense_dcl(x, y),
-        },
-        "clip_loss": {
-            "ours": lambda: dc.clip_loss(x, y, TEMPERATURE),
-            "floor": lambda: products(x.detach(), y.detach(), symmetric=False, backward=2),
-            "dense": lambda: dense_clip(x, y),
-        },
-        "mv_dhel": {
-            "ours": lambda: dc.mv_dhel(more, TEMPERATURE),
-            "floor": lambda: sum(
-                (products(v, v, symmetric=True, backward=2) for v in more.detach()),
-                start=torch.zeros(()),
-            ),
-            "dense": lambda: dense_mv_dhel(more),
-        },
+        }
+    elif case == "sup_con":
+        forms["ours"] = lambda: dc.sup_con((x, y), labels, TEMPERATURE)
+        forms["dense"] = lambda: dense_sup_con(x, y, labels)
+    elif case == "dcl":
+        forms["ours"] = lambda: dc.dcl(x, y, TEMPERATURE)
+        forms["dense"] = lambda: dense_dcl(x, y)
+    elif case == "clip_loss":
+        rows, columns = both[:n], both[n:]
+        forms["floor"] = lambda: products(rows, columns, symmetric=False, backward=2)
+        forms["ours"] = lambda: dc.clip_loss(x, y, TEMPERATURE)
+        forms["dense"] = lambda: dense_clip(x, y)
+    elif case == "mv_dhel":
+        views = F.normalize(torch.randn(4, n, d), dim=2)
+        leaves = [views.clone().requires_grad_()]
+        each = [partial(products, v, v, symmetric=True, backward=2) for v in views]
+        forms["floor"] = lambda: torch.stack([floor() for floor in each]).sum()
+        forms["ours"] = lambda: dc.mv_dhel(leaves[0], TEMPERATURE)
+        forms["dense"] = lambda: dense_mv_dhel(leaves[0])
+    elif case == "swav_loss":
+        forms["ours"] = lambda: dc.swav_loss((x, y), temperature=TEMPERATURE)
+    else:  # a momentum queue of 65,536 keys
+        queue, key = F.normalize(torch.randn(65536, d), dim=1), y.detach()
+        leaves, rows = [x], x.detach()
+        forms = {
+            "floor": lambda: products(rows, queue, symmetric=False, backward=1),
+            "ours": lambda: dc.info_nce(x, key, TEMPERATURE, negatives="queue", queue=queue),
+            "dense": lambda: dense_queue(x, key, queue),
+        }
+    add_peers(forms, case, against, (x, y, labels))
+    kept = {"ours", "ours with info", "floor"}
+    kept |= {name for name in against if matrix_bytes(case, name, n) <= MOST_BYTES}
+    return leaves, {name: forms[name] for name in sorted(forms, key=order) if name in kept}
+
+
+def order(name: str) -> int:
+    return ("ours", "ours with info", "floor", *MATRICES).index(name)
+
+
+def matrix_bytes(case: str, form: str, n: int) -> float:
+    rows = {"clip_loss": n, "mv_dhel": 2 * n, "swav_loss": 0, "info_nce": 4096}.get(case, 2 * n)
+    return 4.0 * rows**2 * MATRICES.get(form, 0)
+
+
+def add_peers(
+    forms: dict[str, Form], case: str, against: set[str], given: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, y, labels = given
+    peers = {
+        "nt_xent": ("ntx_ent_loss", "NTXentLoss"),
+        "dcl": ("dcl_loss", "DCLLoss"),
+        "swav_loss": ("swav_loss", "SwaVLoss"),
     }
-    for case, loss in (
-        ("nt_xent", lightly_loss("ntx_ent_loss", "NTXentLoss", against)),
-        ("dcl", lightly_loss("dcl_loss", "DCLLoss", against)),
-    ):
-        if loss is not None:
-            forms[case]["lightly"] = partial(loss, x, y)
-    metric = metric_learning_loss(against)
+    if case in peers and "lightly" in against:
+        loss = lightly_loss(*peers[case])
+        if loss is not None and case == "swav_loss":
+            forms["lightly"] = lambda: loss([x, y], []).squeeze()
+        elif loss is not None:
+            forms["lightly"] = partial(loss, x, y)
+    metric = metric_learning_loss() if case == "sup_con" and "pml" in against else None
     if metric is not None:
-        forms["sup_con"]["pml"] = partial(metric, x, y, labels)
-    if n == 256:
-        forms["info_nce"] = queue_case(x, y, d)
-    leaves = {"mv_dhel": [more], "info_nce": [x]}
-    kept = against | {"ours", "ours with info", "floor"}
-    if (2 * n) ** 2 * 4 > 2**30:
-        kept = {"ours", "floor"}
-    return {
-        case: (leaves.get(case, [x, y]), {k: form for k, form in variants.items() if k in kept})
-        for case, variants in forms.items()
-        if case in wanted
-    }
+        forms["pml"] = partial(metric, x, y, labels)
 
 
-def queue_case(q: Tensor, k: Tensor, d: int) -> dict[str, Form]:
-    """A momentum queue of 65,536 keys."""
-    queue, key = F.normalize(torch.randn(65536, d), dim=1), k.detach()
-    return {
-        "ours": lambda: dc.info_nce(q, key, TEMPERATURE, negatives="queue", queue=queue),
-        "floor": lambda: products(q.detach(), queue, symmetric=False, backward=1),
-        "dense": lambda: dense_queue(q, key, queue),
-    }
+def step(leaves: list[Tensor], form: Form) -> tuple[float, float]:
+    """Loss, and CPU and wall time in ms, of one step forward and backward."""
+    for leaf in leaves:
+        leaf.grad = None
+    start = time.perf_counter()
+    value = form()
+    if value.requires_grad:
+        value.backward()  # type: ignore[no-untyped-call]
+    return value.item(), (time.perf_counter() - start) * 1e3
 
 
-def measure(leaves: list[Tensor], forms: Mapping[str, Form], rounds: int) -> dict[str, list[float]]:
-    """Fastest CPU and wall time of forward and backward, rounds taken in turn."""
-    best = {name: [math.inf, math.inf] for name in forms}
-    expected: float | None = None
+def in_turn(leaves: list[Tensor], forms: Mapping[str, Form], rounds: int) -> dict[str, list[float]]:
+    """Loss and fastest time of every form, rounds taken in turn after one to warm up."""
+    best = {name: [0.0, math.inf] for name in forms}
     for turn in range(rounds + 1):
         for name, form in forms.items():
-            for leaf in leaves:
-                leaf.grad = None
-            cpu, wall = time.process_time(), time.perf_counter()
-            value = form()
-            if value.requires_grad:
-                value.backward()  # type: ignore[no-untyped-call]
-            spent = (time.process_time() - cpu, time.perf_counter() - wall)
-            if turn == 0 and name != "floor":
-                expected = value.item() if expected is None else expected
-                if abs(value.item() - expected) > 1e-4 * abs(expected):
-                    raise SystemExit(f"{name} gives {value.item()}, ours {expected}")
-            if turn > 0:
-                best[name] = [min(a, b * 1e3) for a, b in zip(best[name], spent, strict=True)]
+            loss, spent = step(leaves, form)
+            best[name] = [loss, min(best[name][1], spent) if turn else math.inf]
     return best
 
 
-def second_order(n: int, d: int, rounds: int) -> list[Row]:
-    """A gradient of a gradient against a single step."""
-    x, y, _ = embeddings(n, d)
-
-    def step(twice: bool) -> Tensor:
-        slopes = torch.autograd.grad(dc.nt_xent(x, y, TEMPERATURE), [x, y], create_graph=twice)
-        return sum((s.square().sum() for s in slopes), start=torch.zeros(()))
-
-    forms: dict[str, Form] = {"single": lambda: step(False), "double": lambda: step(True)}
-    best = {name: [math.inf, math.inf] for name in forms}
-    for _ in range(rounds):
-        for name, form in forms.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            value = form()
-            if value.requires_grad:
-                value.backward()  # type: ignore[no-untyped-call]
-            spent = (time.process_time() - cpu, time.perf_counter() - wall)
-            best[name] = [min(a, b * 1e3) for a, b in zip(best[name], spent, strict=True)]
-    return [
-        Row(f"second order {n} x {d}", name, times[0], times[1]) for name, times in best.items()
-    ]
+def one_step(case: str, form: str, n: int, d: int, against: set[str], threads: int) -> None:
+    """Print loss, time in ms and extra peak memory in MB of one step, after a small one."""
+    torch.set_num_threads(threads)
+    leaves, forms = forms_of(case, 256, d, against)
+    step(leaves, forms[form])
+    leaves, forms = forms_of(case, n, d, against)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = resident("VmRSS")
+    loss, spent = step(leaves, forms[form])
+    print(loss, spent, resident("VmHWM") - before)
 
 
-PEAK = """
-import resource, sys
-sys.path.insert(0, {folder!r})
-import losses, torch
-torch.set_num_threads(1)
-def step(n):
-    leaves, forms = losses.cases(n, {d}, {against!r}, {{{case!r}}})[{case!r}]
-    value = forms[{form!r}]()
-    if value.requires_grad:
-        value.backward()
-    return leaves
-step(64)
-kept = losses.embeddings({n}, {d})
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-step({n})
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
+def resident(key: str) -> float:
+    """Memory of this process in MB, now (``VmRSS``) or at its peak (``VmHWM``)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{key}:")[1].split()[0]) / 1024
 
 
-def peak(case: str, form: str, n: int, d: int, against: set[str]) -> float | None:
-    """Extra peak memory in MB of one form, in a process of its own (Linux)."""
-    if not sys.platform.startswith("linux"):
-        return None
-    code = PEAK.format(
-        folder=str(Path(__file__).parent), d=d, n=n, against=against, case=case, form=form
-    )
+def alone(*arguments: object) -> list[float]:
+    """Run `one_step` in a process of its own."""
+    folder = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {folder!r}); import losses; losses.one_step{arguments}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(run.stdout.splitlines()[-1])
+    return [float(word) for word in run.stdout.splitlines()[-1].split()]
+
+
+def measure(case: str, n: int, given: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Loss, time and memory of all forms of one case and size, by form."""
+    against = set(given.against.split(","))
+    leaves, forms = forms_of(case, n, given.dim, against)
+    times = in_turn(leaves, forms, max(3, 20000 // n)) if n <= LARGEST_IN_TURN else {}
+    found = {}
+    for name in forms:
+        if name == "ours with info" and n > LARGEST_IN_TURN:
+            continue
+        row = times.get(name, [])
+        told = n >= SMALLEST_TOLD and LINUX
+        if told and name not in {"ours with info", "compiled"}:
+            single = alone(case, name, n, given.dim, against, given.threads)
+            row = (row or single[:2]) + single[2:]
+        found[name] = dict(zip(("loss", "ms", "mb"), row, strict=False))
+    expected = found["ours"]["loss"]
+    for name, result in found.items():
+        if name != "floor" and abs(result["loss"] - expected) > 1e-4 * abs(expected):
+            raise SystemExit(f"{case}: {name} gives {result['loss']}, ours {expected}")
+    return found
+
+
+def second_order(d: int) -> float:
+    """Time of a gradient of a gradient over that of a single step, 1,024 pairs."""
+    x, y, _ = embeddings(1024, d)
+
+    def slopes(twice: bool) -> Tensor:
+        parts = torch.autograd.grad(dc.nt_xent(x, y, TEMPERATURE), [x, y], create_graph=twice)
+        return torch.stack([part.square().sum() for part in parts]).sum()
+
+    times = in_turn([x, y], {"single": lambda: slopes(False), "double": lambda: slopes(True)}, 8)
+    return times["double"][1] / times["single"][1]
+
+
+HEAD = """
+| loss | pairs | ours, ms | floor / ours | dense / ours | lightly / ours | PML / ours | ours, MB | \
+dense, MB | lightly, MB | PML, MB |
+|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def line(case: str, n: int, found: Mapping[str, Mapping[str, float]]) -> str:
+    """One row of the table: times over ours, then extra peak memory."""
+    ours = found["ours"]
+    dense = min((found[name]["ms"] for name in ("dense", "compiled") if name in found), default=0.0)
+    peers = [found.get(name, {}).get("ms", 0.0) for name in ("lightly", "pml")]
+    ratios = [found.get("floor", {}).get("ms", 0.0), dense, *peers]
+    cells = [f"{value / ours['ms']:.2f}" if value else "" for value in ratios]
+    sizes = [found.get(name, {}).get("mb") for name in ("ours", "dense", "lightly", "pml")]
+    cells += ["" if size is None else f"{size:,.0f}" for size in sizes]
+    return f"| `{case}` | {n:,} | {ours['ms']:,.2f} | " + " | ".join(cells) + " |"
 
 
 def main() -> None:
-    """Run the cases and print a table of times and ratios."""
+    """Run the cases and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--sizes", default="64,256,4096")
-    parser.add_argument("--dims", default="128")
-    parser.add_argument("--cases", default="nt_xent,sup_con,dcl,clip_loss,mv_dhel,info_nce")
-    parser.add_argument("--against", default="floor,dense,compiled,lightly,pml")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory")
+    parser.add_argument("--sizes", default="64,256,1024,4096,16384,65536")
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--cases", default=CASES)
+    parser.add_argument("--against", default=",".join(MATRICES))
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    against, wanted = set(given.against.split(",")), set(given.cases.split(","))
-    rows: list[Row] = []
-    for d in map(int, given.dims.split(",")):
+    print(
+        f"torch {torch.__version__}, {given.threads} thread(s), {given.dim} dimensions, wall time"
+    )
+    print(HEAD, flush=True)
+    table, notes = [], []
+    for case in given.cases.split(","):
         for n in map(int, given.sizes.split(",")):
-            rounds = max(1, given.rounds * 1024 // n) if n != 4096 else given.rounds
-            for case, (leaves, forms) in cases(n, d, against, wanted).items():
-                for name, times in measure(leaves, forms, rounds).items():
-                    memory = None
-                    if given.memory and name not in {"floor", "ours with info"}:
-                        memory = peak(case, name, n, d, against)
-                    rows.append(Row(f"{case} {n} x {d}", name, times[0], times[1], memory))
-        if "nt_xent" in wanted:
-            rows += second_order(1024, d, given.rounds)
-    report(rows, given.threads)
+            large = n > LARGEST_IN_TURN
+            if n != 256 if case == "info_nce" else large and (case == "swav_loss" or not LINUX):
+                continue
+            found = measure(case, n, given)
+            table += [{"case": case, "pairs": n, "form": key, **row} for key, row in found.items()]
+            print(line(case, n, found), flush=True)
+            if "ours with info" in found:
+                share = found["ours with info"]["ms"] / found["ours"]["ms"] - 1
+                notes.append(f"{share:.0%} at {n:,} pairs")
+    if notes:
+        print("\n`return_info` adds " + ", ".join(notes) + ".")
+        print(f"A second derivative takes {second_order(given.dim):.1f} times a step, 1,024 pairs.")
     if given.json:
-        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-
-
-def report(rows: list[Row], threads: int) -> None:
-    """Print every form beside the first of its case."""
-    print(f"torch {torch.__version__}, {threads} thread(s), fastest round, forward + backward")
-    first: Row | None = None
-    for row in rows:
-        if first is None or first.case != row.case:
-            first = row
-            print(f"\n{row.case}")
-        memory = "" if row.peak_mb is None else f"  extra peak {row.peak_mb:7.0f} MB"
-        print(
-            f"  {row.form:15} cpu {row.cpu_ms:9.2f} ms  wall {row.wall_ms:9.2f} ms  "
-            f"{first.form} / this {first.cpu_ms / row.cpu_ms:5.2f}{memory}"
-        )
+        given.json.write_text(json.dumps(table, indent=1))
 
 
 if __name__ == "__main__":

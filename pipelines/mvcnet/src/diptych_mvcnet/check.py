@@ -16,6 +16,7 @@ from diptych.findings import Finding, Findings
 from diptych.manifest import Source, scan
 from diptych.privacy import pseudonyms
 from diptych.progress import progress
+from diptych.split_file import SplitFile, read_split_file
 from diptych_mvcnet.check_set import check_set
 from diptych_mvcnet.config import MVCNetConfig
 from diptych_mvcnet.epochs import (
@@ -32,9 +33,9 @@ from diptych_mvcnet.recordings import Recording, refuse
 from diptych_mvcnet.signals import check_signal
 from diptych_mvcnet.sources import open_sources, read_located
 from diptych_mvcnet.split import SPLIT_FILE
-from diptych_mvcnet.split_file import SplitFile, read_split_file
 
 CYCLES = 3
+SPLIT_KEYS = ("subject", "session", "run", "trial")  # trials are counted from 0 in a run
 NO_RECORDING = (
     "give a folder per subject, BIDS names (sub-01_ses-1_run-1), data.pattern or data.manifest"
 )
@@ -127,7 +128,8 @@ def survey(
     surveyed, channels, sfreq = _compare_files(surveyed, config)
     files = tuple(one for one in surveyed if one.is_usable)
     names = _pseudonyms(files, config)
-    split = read_split_file(config.split.file) if config.split.file is not None else None
+    file = config.split.file
+    split = read_split_file(file, SPLIT_KEYS) if file is not None else None
     together = list(split.findings) if split is not None else []
     if files:
         failed = len(files) < len(surveyed) and config.data.on_error == "stop"

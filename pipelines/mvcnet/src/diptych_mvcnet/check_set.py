@@ -9,9 +9,9 @@ import polars as pl
 
 from diptych.errors import DataError
 from diptych.findings import Finding, Severity
+from diptych.split_file import SplitFile, join_split_file
 from diptych_mvcnet.config import MVCNetConfig
 from diptych_mvcnet.split import SPLIT_FILE, make_splits
-from diptych_mvcnet.split_file import SplitFile, join_split_file
 
 FEW, TOO_FEW = 20, 5
 MINORITY = 0.6  # of an equal share: 30 % of the trials of two classes

@@ -14,13 +14,13 @@ from diptych.errors import DataError
 from diptych.files import read_json
 from diptych.manifest import Source
 from diptych.prepared import Part, Prepared, prepare_parts
+from diptych.split_file import join_split_file
 from diptych_mvcnet.anonymise import write_anonymised
 from diptych_mvcnet.check import Survey, Surveyed, survey
 from diptych_mvcnet.config import MVCNetConfig
 from diptych_mvcnet.epochs import cut_epochs
 from diptych_mvcnet.layout import PLACE
 from diptych_mvcnet.sources import open_sources, read_located
-from diptych_mvcnet.split_file import join_split_file
 
 VERSION = "1"
 TRUTH = "truth.json"  # beside a generated sample

@@ -11,14 +11,7 @@ from diptych_contrast.registry import explain, losses
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of losses, or all about one.
-
-    Args:
-        arguments: Command line without the program; None: that of the process.
-
-    Returns:
-        0, or 2 for an unknown name.
-    """
+    """Print the table of losses, or all about one."""
     parser = argparse.ArgumentParser(prog="python -m diptych_contrast", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("list", help="all losses, one a line")

@@ -114,18 +114,9 @@ def read_embeddings(options: Options, at_least: int = 1, /, **embeddings: Tensor
         options: The common arguments.
         at_least: Rows that are needed, over all processes.
         **embeddings: Matrices of shape (n, d) by argument name.
-
-    Returns:
-        The matrices in the same order, stacked.
     """
-    check_pair(options.function, **embeddings)
-    (first, reference), *_ = embeddings.items()
-    if len(reference) < at_least and options.group is None:
-        found, fix = "has a single row", f"pass at least {at_least} samples"
-        raise ContrastInputError(options.function, first, found, fix)
-    if options.check_finite:
-        for name, value in embeddings.items():
-            check_finite(options.function, name, value)
+    check_embeddings(options, at_least, **embeddings)
+    reference = next(iter(embeddings.values()))
     dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
     prepared = [value.to(dtype) for value in embeddings.values()]
     if options.normalize:
@@ -137,6 +128,18 @@ def read_embeddings(options: Options, at_least: int = 1, /, **embeddings: Tensor
             fix = "pass normalize=True, or scale the embeddings"
             warn(options.function, name, found, fix)
     return torch.stack(prepared)
+
+
+def check_embeddings(options: Options, at_least: int, **embeddings: Tensor) -> None:
+    """Refuse matrices that are no embeddings of the same samples, so many over all processes."""
+    check_pair(options.function, **embeddings)
+    (first, reference), *_ = embeddings.items()
+    if len(reference) < at_least and options.group is None:
+        found, fix = "has a single row", f"pass at least {at_least} samples"
+        raise ContrastInputError(options.function, first, found, fix)
+    if options.check_finite:
+        for name, value in embeddings.items():
+            check_finite(options.function, name, value)
 
 
 def read_views(options: Options, argument: str, views: Views) -> Tensor:

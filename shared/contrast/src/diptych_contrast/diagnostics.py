@@ -73,9 +73,6 @@ def uniformity(
         t: Sharpness of the potential, above 0.
         normalize: Scale the rows to length 1 first.
 
-    Returns:
-        0-dim tensor with gradient.
-
     Example:
         >>> uniformity(torch.ones(5, 3)).abs().item() < 1e-5
         True
@@ -95,9 +92,6 @@ def rank_me(z: Float[Tensor, "n d"]) -> float:
     ``exp(-sum_k p_k log p_k)`` with ``p_k = sigma_k / sum sigma + 1e-7`` and sigma the singular
     values of the matrix as it is, not centred.
 
-    Args:
-        z: Embeddings, finite.
-
     Returns:
         The smooth rank; 1 for a matrix of zeros.
 
@@ -112,9 +106,6 @@ def effective_rank(z: Float[Tensor, "n d"]) -> float:
     """Exponential of the entropy of the centred matrix' singular values (Roy, Vetterli, 2007).
 
     Unlike `rank_me`, a mean that all rows share does not count as a direction.
-
-    Args:
-        z: Embeddings, finite.
 
     Returns:
         The effective rank, in [1, min(n, d)]; 1 where all rows are equal.
@@ -150,9 +141,6 @@ def alpha_req(z: Float[Tensor, "n d"]) -> float:
 def nesum(z: Float[Tensor, "n d"]) -> float:
     """Sum of the covariance eigenvalues over the largest one (NESum, He and Ozay, 2022).
 
-    Args:
-        z: Embeddings, finite.
-
     Returns:
         A number in [1, d]: 1 for a single direction, d for whitened features; 0 where all rows
         are equal.
@@ -164,10 +152,6 @@ def nesum(z: Float[Tensor, "n d"]) -> float:
 
 def tolerance(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
     """Mean cosine of two rows of one class (Wang and Liu, 2021, equation 10).
-
-    Args:
-        z: Embeddings.
-        labels: Their classes.
 
     Returns:
         A number in [-1, 1]; 0 with a `ContrastWarning` if no two rows share a label.
@@ -186,10 +170,6 @@ def tolerance(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
 
 def modality_gap(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     """Distance between the mean unit vectors of two modalities (Liang et al., 2022).
-
-    Args:
-        x: Embeddings of one modality.
-        y: Embeddings of the other.
 
     Returns:
         A number in [0, 2]; 0 where the means coincide.
@@ -226,9 +206,6 @@ def positive_negative_scores(
         y: Embeddings of the second views.
         ids: Sample or class of a row: equal ids are positives. Default: each row is its own.
         bins: Number of bins over [-1, 1].
-
-    Returns:
-        Mean and population variance of both kinds, and their histograms.
     """
     check_pair("positive_negative_scores", x=x, y=y)
     count = x.shape[0]
@@ -286,9 +263,6 @@ def gradient_balance(
         q: Queries.
         k: Keys, row by row the positives.
         temperature: Temperature, above 0.
-
-    Returns:
-        Both norms for every row, and their means.
     """
     check_pair("gradient_balance", 2, q=q, k=k)
     check_positive("gradient_balance", temperature=temperature)

@@ -128,12 +128,7 @@ def logit_adjust(
     """Take the class prior out of logits (Menon et al., 2021; BaCon).
 
     ``logits / temperature - log(prior^power + 1e-12)``, prior the shares of the counts.
-
-    Args:
-        logits: Shape (n, k).
-        counts: Class sizes or shares, > 0, shape (k,).
-        temperature: Temperature, > 0.
-        power: How much of the prior to take out.
+    Counts are class sizes or shares, > 0, shape (k,).
 
     Example:
         >>> logit_adjust(torch.zeros(1, 2), torch.tensor([9.0, 1.0])).argmax().item()
@@ -254,9 +249,6 @@ def self_balanced_sampling(
         rate: Rate of every class, in [0, 1], shape (k,); see `sampling_rates`.
         generator: Source of the coins, on the device of ``confidence``.
 
-    Returns:
-        Which samples are chosen, shape (n,).
-
     Example:
         >>> y, g = torch.tensor([0, 0, 1]), torch.Generator().manual_seed(0)
         >>> sample = self_balanced_sampling(torch.rand(3), y, torch.tensor([1.0, 0.0]), generator=g)
@@ -365,9 +357,6 @@ def cluster_accuracy(
         known: Numbers of the known classes; None: none is told apart.
         counts: Training samples of every class, for the thirds; None: those of ``y``.
 
-    Returns:
-        The accuracies, in [0, 1].
-
     Example:
         >>> cluster_accuracy(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0])).all
         1.0
@@ -411,12 +400,6 @@ def cluster_accuracy(
 
 def match(profit: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Give every row its own column so that the sum is largest (Kuhn, 1955; shortest paths).
-
-    Args:
-        profit: Finite values, shape (k, k).
-
-    Returns:
-        Column of every row, shape (k,).
 
     Example:
         >>> match(np.array([[1.0, 2.0], [3.0, 5.0]])).tolist()

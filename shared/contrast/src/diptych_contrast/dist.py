@@ -20,9 +20,6 @@ def world(group: torch_dist.ProcessGroup | None = None) -> tuple[int, int]:
     Args:
         group: Process group; None is the default group of `torch.distributed`.
 
-    Returns:
-        This process's rank in the group, and the group's size.
-
     Example:
         >>> world()
         (0, 1)
@@ -99,10 +96,7 @@ def gather_no_grad(
 ) -> Shaped[Tensor, "total ..."]:
     """Rows of all processes in rank order, detached: labels, ids, keys for a queue.
 
-    Args:
-        x: This process's rows, of any dtype.
-        group: Process group; None is the default group.
-        sizes: Rows of every process as `gather_sizes` gives them, where they are known already.
+    Arguments as `gather_with_grad`.
 
     Returns:
         The rows of all processes; ``x`` detached with a single process.

@@ -37,9 +37,6 @@ def grad_cache(
         rng: A generator that the encoder draws from beside the global ones.
         allow_batchnorm: Go on although batch statistics are then those of chunks.
 
-    Returns:
-        The detached loss.
-
     Example:
         >>> net, x = nn.Linear(4, 2), torch.randn(6, 4)
         >>> grad_cache(net, (x, x + 0.1), lambda a, b: (a - b).square().mean(), chunk_size=2).ndim

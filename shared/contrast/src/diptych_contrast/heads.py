@@ -133,9 +133,6 @@ def head(name: str, dim_in: int) -> nn.Module:
         name: One of the names above.
         dim_in: Length of a feature vector; the parameters above are counted at 2,048.
 
-    Returns:
-        A freshly initialised module.
-
     Example:
         >>> head("moco_v2", 512)(torch.randn(4, 512)).shape
         torch.Size([4, 128])

@@ -40,11 +40,7 @@ def nt_xent_multi(
 
     ``log sum_{a != i} exp(s_ia / t) - mean_p s_ip / t`` for an embedding i, p over the other views
     of the same sample: SupCon with the sample as the class; with two views `nt_xent`.
-
-    Args:
-        views: Views of the same samples in the same order, shape (v, n, d), v >= 2.
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        **common: See `Common`; rows are view-major, ``return_info`` gives `PairInfo` too.
+    Rows are view-major.
 
     Example:
         >>> round(nt_xent_multi(torch.ones(3, 4, 8)).exp().item())
@@ -103,12 +99,7 @@ def mv_dhel(
     i: samples repel within each view, views of a sample attract. The authors' code multiplies the v
     sums, which overflows from some 9 views on, and counts each pair of views once, a constant
     log 2; ours adds logarithms.
-
-    Args:
-        views: Views of the same samples in the same order, shape (v, n, d), v >= 2, n >= 2.
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        parity: ``official``: with the log 2 of the authors' code, without its overflow.
-        **common: See `Common`; a row is a sample.
+    Arguments as `mv_info_nce`; ``parity="official"`` adds the log 2, without their overflow.
 
     Example:
         >>> round((mv_dhel(torch.ones(2, 4, 8), 1.0) - 1).exp().item(), 3)
@@ -165,10 +156,7 @@ def poly_view(
 def pairwise_views(loss: Callable[..., Tensor], views: Views, **arguments: Any) -> Tensor:
     """Mean of a two-view loss over the v (v - 1) / 2 pairs of views (PWE).
 
-    Args:
-        loss: Any loss of two views, such as `nt_xent`.
-        views: Views of the same samples in the same order, shape (v, n, d), v >= 2.
-        **arguments: Keyword arguments of the loss.
+    ``arguments`` are keyword arguments of the loss, which is any of two views.
 
     Example:
         >>> round(pairwise_views(nt_xent, torch.ones(3, 4, 8), temperature=0.2).exp().item())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diptych_contrast.common import Common, Options
 from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.reference import others, pairs
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _spec(family: str, name: str, needs: str) -> LossSpec:
         defaults=MappingProxyType({**own, **common}),
         parity=("official",) if "parity" in own else (),
         function=function,
-        reference=getattr(import_module(f"diptych_contrast.reference.{family}"), name),
+        reference=getattr(pairs if hasattr(pairs, name) else others, name),
     )
 
 
@@ -129,9 +130,6 @@ def loss(name: str, **config: Any) -> Callable[..., Any]:
     Args:
         name: Name in `losses`.
         **config: Keyword arguments of the loss.
-
-    Returns:
-        The loss, to be called with embeddings.
 
     Example:
         >>> loss("nt_xent", temperature=0.2).keywords
@@ -180,12 +178,6 @@ class Criterion(nn.Module):
 
 def explain(name: str) -> str:
     """Say what a loss computes, where it comes from and what it takes.
-
-    Args:
-        name: Name in `losses`.
-
-    Returns:
-        A text of several lines.
 
     Example:
         >>> explain("nt_xent").splitlines()[0]

@@ -34,9 +34,6 @@ def by_rows(
         columns: What all rows meet: columns, parameters.
         pairs: Values that the function holds for one row.
         options: ``tile`` sets the rows of a block; ``backend="dense"`` takes one block.
-
-    Returns:
-        The results of all rows, shape (n, ...).
     """
     size = max(1, BLOCK_PAIRS // pairs) if options.tile == "auto" else options.tile
     with torch.autocast(rows[0].device.type, enabled=False):

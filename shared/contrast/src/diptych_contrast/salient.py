@@ -121,11 +121,7 @@ def joint_entropy(
 
     ``mean_i log mean_j exp(-||c_i - c_j||^2 / 2t) exp(-||s_i - s_j||^2 / 2t)``, j = i included:
     one sweep over the joined vectors.
-
-    Args:
-        c: Common vectors, shape (n, c).
-        s: Salient vectors of the same samples, shape (n, s).
-        t: Width of the kernel, above 0.
+    The vectors are of shape (n, c) and (n, s), the kernel is t > 0 wide.
 
     Example:
         >>> abs(joint_entropy(torch.ones(4, 2), torch.ones(4, 3)).item()) < 1e-6

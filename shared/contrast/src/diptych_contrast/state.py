@@ -202,10 +202,6 @@ class CrossBatchMemory(nn.Module):
     ) -> tuple[Float[Tensor, "m dim"], Int[Tensor, " m"], Int[Tensor, " m"]]:
         """Stored rows of samples that are not in the batch.
 
-        Args:
-            ids: Samples of the batch.
-            step: The training step.
-
         Returns:
             Embeddings without gradient, labels and ids; no rows before ``start_step``.
         """
@@ -231,10 +227,6 @@ class CrossBatchMemory(nn.Module):
     @torch.no_grad()
     def drift(self, z: Float[Tensor, "n dim"], ids: Int[Tensor, " n"]) -> float:
         """Mean cosine of stored embeddings and those that the encoder gives now.
-
-        Args:
-            z: The embeddings now.
-            ids: Their samples; those that the memory does not hold are left out.
 
         Returns:
             1 where nothing moved; NaN where the memory holds none of the samples.
@@ -292,11 +284,7 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move the copy towards the model; a second call for the same step changes nothing.
-
-        Args:
-            step: Number of the training step, at least 0.
-        """
+        """Move the copy towards the model; a second call for the same step changes nothing."""
         check_least("MomentumEncoder.update", 0, step=step)
         if step == int(self.last_step):
             return
@@ -336,14 +324,6 @@ def _checked_momentum(momentum: float, argument: str) -> float:
 
 def cosine_momentum(m0: float, m1: float, steps: int) -> Callable[[int], float]:
     """Momentum that rises from ``m0`` to ``m1`` along half a cosine (Grill et al., 2020, BYOL).
-
-    Args:
-        m0: Momentum at step 0.
-        m1: Momentum from step ``steps`` on.
-        steps: Length of the schedule, at least 1.
-
-    Returns:
-        A function from step to momentum.
 
     Example:
         >>> cosine_momentum(0.996, 1.0, 100)(100)

@@ -47,8 +47,8 @@ class PairInfo:
 @torch.no_grad()
 def moments_of(scores: Tensor) -> Moments:
     """Moments of explicit scores of any shape."""
-    wide = scores.double()
-    return torch.stack([wide.new_tensor(scores.numel()), wide.sum(), wide.square().sum()])
+    wide = scores.double().flatten()
+    return torch.stack([wide.new_tensor(len(wide)), wide.sum(), torch.dot(wide, wide)])
 
 
 @torch.no_grad()
@@ -91,35 +91,29 @@ def pair_info(
 ) -> PairInfo:
     """Assemble what a loss tells about its pairs.
 
-    Args:
-        rows: Number of rows.
-        valid: Rows that count, shape (n,), None where all do.
-        zero_rows: Number of zero embeddings.
-        positives: Moments of the positives.
-        negatives: Moments of the negatives.
-        negative_lse: Log-sum-exp over the negatives of each row.
-        hits: Rows whose best column is a positive, shape (n,).
-        peak: Largest score of each row, times the scale.
-        scale: ``1/temperature``.
+    Each row may meet positives and negatives (`Moments`); ``negative_lse`` is the log-sum-exp over
+    the negatives, ``hits`` whether the best column is a positive, ``peak`` the largest score times
+    the scale, ``valid`` which rows count, None where all do.
     """
     hits = hits if valid is None else hits & valid
     n_valid = scale.new_tensor(rows, dtype=torch.int64) if valid is None else valid.sum()
-    (pos_mean, pos_square), (neg_mean, neg_square) = (
-        moments[1:] / moments[0].clamp_min(1) for moments in (positives, negatives)
-    )
+    moments = torch.stack([positives, negatives])
+    means = moments / moments[:, :1].clamp_min(1.0)
+    mean, square = means[:, 1], means[:, 2]
+    variance = torch.addcmul(square, mean, mean, value=-1.0).clamp_min_(0.0)
     return PairInfo(
         n_rows=rows,
         n_valid=n_valid,
         n_positive_pairs=positives[0].long(),
         n_zero_rows=zero_rows,
-        pos_mean=pos_mean,
-        pos_var=(pos_square - pos_mean.square()).clamp_min(0),
-        neg_mean=neg_mean,
-        neg_var=(neg_square - neg_mean.square()).clamp_min(0),
-        exp_neg_mean=negative_lse.double().exp().sum() / negatives[0].clamp_min(1),
+        pos_mean=mean[0],
+        pos_var=variance[0],
+        neg_mean=mean[1],
+        neg_var=variance[1],
+        exp_neg_mean=negative_lse.double().exp().sum() / negatives[0].clamp_min(1.0),
         top1=hits.sum() / n_valid.clamp_min(1),
         logit_max=peak.amax(),
-        temperature=scale.reciprocal().detach(),
+        temperature=scale.detach().reciprocal(),
     )
 
 
@@ -130,4 +124,4 @@ def subtract_exp(whole: Tensor, part: Tensor) -> Tensor:
 
 def reaches(score: Tensor, peak: Tensor) -> Tensor:
     """Tell where a score is the peak, up to the rounding of two ways to compute it."""
-    return score >= peak - 1e-5 * (1.0 + peak.abs())
+    return score >= torch.sub(peak, peak.abs(), alpha=1e-5) - 1e-5

@@ -39,13 +39,7 @@ def hypersphere(n: int, d: int, classes: int, kappa: float, seed: int) -> Hypers
     and their means orthogonal where ``classes <= d``, else independent. Directions are drawn by
     Wood's rejection (1994). The Bayes accuracy is the mean largest posterior over 100,000
     further points.
-
-    Args:
-        n: Number of points.
-        d: Dimension, at least 2.
-        classes: Number of classes, at least 2.
-        kappa: Concentration, above 0; the higher, the tighter.
-        seed: Seed of all draws.
+    ``kappa`` > 0 is the concentration, ``d`` >= 2 and ``classes`` >= 2.
 
     Returns:
         Points (fp32), labels, means, Bayes accuracy in [1/classes, 1] and its standard error.
@@ -89,15 +83,6 @@ def gaussian_pairs(n: int, d: int, rho: float, seed: int) -> GaussianPairs:
 
     Their mutual information is ``-d/2 log(1 - rho^2)`` (Belghazi et al., 2018).
 
-    Args:
-        n: Number of pairs.
-        d: Dimension.
-        rho: Correlation, in (-1, 1).
-        seed: Seed of the draw.
-
-    Returns:
-        Both sides (fp32) and the mutual information.
-
     Example:
         >>> round(gaussian_pairs(2, 4, 0.5, seed=0).mutual_information, 4)
         0.5754
@@ -125,10 +110,6 @@ def salient(n: int, seed: int) -> Salient:
 
     Common factors are normal, the salient factor is uniform in (-1, 1); an orthogonal matrix
     spreads them over 24 dimensions, and each view adds noise of deviation 0.1.
-
-    Args:
-        n: Number of samples, at least 2; every second one is a target.
-        seed: Seed of all draws.
 
     Returns:
         Views (fp32), 1 for targets, and the factors; the salient one of a background is unseen.

@@ -74,13 +74,13 @@ def read_initial(pipeline: Pipeline, origin: str, *, partial: bool) -> Initial:
 
 
 def seen_sources(folder: RunFolder, fit: Fit) -> list[str]:
-    """Sources (first 12 hex of their hash) that a fit of a run was trained on."""
+    """Sources and their files (first 12 hex of the hash) that a fit of a run was trained on."""
     from diptych.manifest import Manifest
 
-    names: list[str] = []
+    names: list[set[str]] = []
     for entry in Manifest.read(folder.path).sources:
-        names += [entry.sha256[:12]] * entry.rows
-    return sorted({names[row] for row in (*fit.split.train, *fit.split.validation)})
+        names += [entry.names] * entry.rows
+    return sorted(set().union(*(names[row] for row in (*fit.split.train, *fit.split.validation))))
 
 
 def initialise(folder: RunFolder, fit: Fit, modules: Mapping[str, nn.Module]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ class Source:
         digest: SHA-256 of the content, 64 hex digits.
         size: Bytes.
         columns: Constant columns of its rows, such as subject (a pseudonym), session and run.
+        files: SHA-256 of each file where the source is several, as the images and labels of a
+            study are; ``digest`` then says what all of them give together.
     """
 
     path: Path
     digest: str
     size: int
     columns: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -44,6 +47,12 @@ class ManifestEntry:
     rows: int
     columns: Mapping[str, Any]
     facts: Mapping[str, Any]
+    files: Sequence[str] = ()
+
+    @property
+    def names(self) -> set[str]:
+        """Twelve hex digits of the source and of each of its files."""
+        return {digest[:12] for digest in (self.sha256, *self.files)}
 
 
 @dataclass(frozen=True)

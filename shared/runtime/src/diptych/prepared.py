@@ -20,6 +20,7 @@ from diptych.manifest import Manifest, ManifestEntry, Source
 from diptych.progress import progress
 
 INDEX, FACTS, CACHE = "index.parquet", "facts.json", "cache"
+Ragged = Mapping[str, Sequence[np.ndarray | None]]
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class Prepared:
         index: One row per smallest thing that a split moves: item, unit, subject, labels.
         facts: JSON that describes the data (classes, channels, preprocessing), free of names.
         arrays: Arrays in memory, for data without a folder.
+        ragged_arrays: Arrays in memory that differ in shape from row to row: one a row, or None.
     """
 
     path: Path | None
     index: pl.DataFrame
     facts: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    ragged_arrays: Ragged = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: Path) -> Prepared:
@@ -54,7 +57,11 @@ class Prepared:
 
     @classmethod
     def from_arrays(
-        cls, index: pl.DataFrame, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+        cls,
+        index: pl.DataFrame,
+        facts: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        ragged: Ragged | None = None,
     ) -> Prepared:
         """Prepared data in memory, for estimators and notebooks.
 
@@ -62,14 +69,31 @@ class Prepared:
             index: At least the column subject; item and unit are added if missing.
             facts: As ``facts.json``.
             arrays: By name, axis 0 aligned with the index.
+            ragged: By name one array a row, or None for rows that have none.
         """
-        return cls(None, with_items(index), dict(facts), dict(arrays))
+        return cls(None, with_items(index), dict(facts), dict(arrays), dict(ragged or {}))
 
     def array(self, name: str) -> np.ndarray:
         """An array by name, read-only and memory-mapped where a folder holds it."""
         if self.path is None:
             return self.arrays[name]
         return _mapped(self.path / f"{name}.npy")
+
+    def ragged(self, name: str, row: int) -> np.ndarray:
+        """One row's array of a name whose arrays differ in shape, memory-mapped in a folder.
+
+        Raises:
+            KeyError: This row has no array of the name.
+        """
+        if self.path is None:
+            rows = self.ragged_arrays.get(name, ())
+            array = rows[row] if row < len(rows) else None
+        else:
+            path = self.path / name / _row_file(row)
+            array = _mapped(path) if path.is_file() else None
+        if array is None:
+            raise KeyError(f"row {row} has no array '{name}'")
+        return array
 
     def table(self, name: str) -> pl.DataFrame:
         """A table ``<name>.parquet`` of the folder."""
@@ -111,16 +135,22 @@ class Part:
         rows: Its rows of the index, without the constant columns of its source.
         arrays: By name, axis 0 aligned with the rows.
         facts: JSON about this file that the folder's facts are made of.
+        ragged: By name one array a row whose shapes differ, or None for rows that have none.
     """
 
     rows: pl.DataFrame
     arrays: Mapping[str, np.ndarray]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    ragged: Ragged = field(default_factory=dict)
 
 
 def _mapped(path: Path) -> np.ndarray:
     array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
+
+
+def _row_file(row: int) -> str:
+    return f"{row:06d}.npy"
 
 
 def is_prepared(path: Path) -> bool:
@@ -177,7 +207,9 @@ def prepare_parts(
         wanted = Manifest(
             version,
             digest_of(settings),
-            tuple(ManifestEntry(s.size, s.digest, 0, dict(s.columns), {}) for s in sources),
+            tuple(
+                ManifestEntry(s.size, s.digest, 0, dict(s.columns), {}, s.files) for s in sources
+            ),
         )
         before = Prepared.open(target) if is_prepared(target) else None
         if before is not None and before.digest() == wanted.digest():
@@ -239,6 +271,7 @@ def _kept_parts(before: Prepared | None, wanted: Manifest) -> dict[str, Callable
     if (manifest.version, manifest.settings) != (wanted.version, wanted.settings):
         return {}
     names = [path.stem for path in before.path.glob("*.npy")]
+    ragged_names = _ragged_names(before.path)
     parts: dict[str, Callable[[], Part]] = {}
     for entry in manifest.sources:
         name = entry.sha256[:12]
@@ -247,15 +280,28 @@ def _kept_parts(before: Prepared | None, wanted: Manifest) -> dict[str, Callable
             rows = before.index.filter(pl.col("source") == name)
             items = rows["item"].to_numpy()
             arrays = {key: before.array(key)[items] for key in names}
+            ragged = {key: [_stored(before, key, item) for item in items] for key in ragged_names}
             constant = ["item", "source", *entry.columns]
-            return Part(rows.drop(constant, strict=False), arrays, entry.facts)
+            return Part(rows.drop(constant, strict=False), arrays, entry.facts, ragged)
 
         parts[name] = part
     return parts
 
 
+def _ragged_names(folder: Path) -> list[str]:
+    return sorted({path.parent.name for path in folder.glob("*/*.npy")} - {CACHE})
+
+
+def _stored(before: Prepared, name: str, row: int) -> np.ndarray | None:
+    try:
+        return before.ragged(name, int(row))
+    except KeyError:
+        return None
+
+
 def _save_part(partial: Path, name: str, part: Part) -> None:
     lengths = {key: len(array) for key, array in part.arrays.items()}
+    lengths |= {key: len(arrays) for key, arrays in part.ragged.items()}
     if any(length != part.rows.height for length in lengths.values()):
         raise ValueError(f"a part has {part.rows.height} rows and arrays of lengths {lengths}")
     beside = partial / "parts" / f".{name}"
@@ -265,6 +311,11 @@ def _save_part(partial: Path, name: str, part: Part) -> None:
     write_json(beside / FACTS, dict(part.facts))
     for key, array in part.arrays.items():
         np.save(beside / f"{key}.npy", array, allow_pickle=False)
+    for key, arrays in part.ragged.items():
+        for row, own in enumerate(arrays):
+            if own is not None:
+                (beside / key).mkdir(exist_ok=True)
+                np.save(beside / key / _row_file(row), own, allow_pickle=False)
     beside.replace(partial / "parts" / name)
 
 
@@ -291,10 +342,11 @@ def _assemble(
     index = with_items(pl.concat(tables, how="diagonal_relaxed"))
     for key in sorted(path.stem for path in parts[0].glob("*.npy")):
         _concatenate([part / f"{key}.npy" for part in parts], partial / f"{key}.npy", index.height)
+    _gather_ragged(parts, [table.height for table in rows], partial)
     write_atomically(partial / INDEX, index.write_parquet)
     write_json(partial / FACTS, dict(facts(part_facts)))
     entries = tuple(
-        ManifestEntry(entry.size, entry.sha256, table.height, entry.columns, own)
+        ManifestEntry(entry.size, entry.sha256, table.height, entry.columns, own, entry.files)
         for entry, table, own in zip(wanted.sources, rows, part_facts, strict=True)
     )
     write_json(partial / MANIFEST, Manifest(wanted.version, wanted.settings, entries).to_json())
@@ -302,7 +354,7 @@ def _assemble(
 
 def _units(table: pl.DataFrame, source: Source) -> list[pl.Expr]:
     """Names of units for a pipeline that gives none; they stay when other files change."""
-    if "unit" in table.columns:
+    if "unit" in table.columns or "unit" in source.columns:
         return []
     row = pl.int_range(pl.len()).cast(pl.String)
     return [(pl.lit(f"{source.name}-") + row).alias("unit")]
@@ -327,6 +379,26 @@ def _concatenate(parts: Sequence[Path], target: Path, rows: int) -> None:
         np.lib.format.write_array_header_1_0(stream, header)
         for array in arrays:
             np.ascontiguousarray(array).tofile(stream)
+
+
+def _gather_ragged(parts: Sequence[Path], heights: Sequence[int], target: Path) -> None:
+    """Link the arrays of single rows under their numbers in the whole index."""
+    for name in sorted({name for part in parts for name in _ragged_names(part)}):
+        shutil.rmtree(target / name, ignore_errors=True)
+        (target / name).mkdir()
+    first = 0
+    for part, height in zip(parts, heights, strict=True):
+        for path in part.glob("*/*.npy"):
+            _link(path, target / path.parent.name / _row_file(first + int(path.stem)))
+        first += height
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file: if the process dies here, its part is still whole."""
+    try:
+        target.hardlink_to(source)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def _publish(partial: Path, target: Path) -> None:

@@ -203,9 +203,7 @@ def _refuse_leakage(
     seen = {fit.name: _seen_by_chain(fit, fits, config) for fit in fits if fit.starts_from}
     initial = folder.path / "init.json"
     if initial.is_file():
-        sources = set(read_json(initial)["sources"])
-        rows = prepared.index["source"].to_list() if "source" in prepared.index.columns else []
-        known = tuple(row for row, source in enumerate(rows) if source in sources)
+        known = _rows_from(prepared, set(read_json(initial)["sources"]))
         seen |= {fit.name: known for fit in fits if fit.starts_from is None}
     found = leakage({fit.name: fit.split for fit in fits}, prepared.index, seen)
     if found.errors and not config.split.allow_leakage:
@@ -335,10 +333,19 @@ def subjects_seen(folder: RunFolder, prepared: Prepared) -> list[str]:
     """Subjects of prepared data that share a source file with a run's own data."""
     from diptych.manifest import Manifest
 
-    known = {entry.sha256[:12] for entry in Manifest.read(folder.path).sources}
-    sources = prepared.index["source"].to_list() if "source" in prepared.index.columns else []
+    known = {name for entry in Manifest.read(folder.path).sources for name in entry.names}
     keys = level_keys(prepared.index, "subject")
-    return sorted({key for key, source in zip(keys, sources, strict=True) if source in known})
+    return sorted({keys[row] for row in _rows_from(prepared, known)})
+
+
+def _rows_from(prepared: Prepared, known: set[str]) -> tuple[int, ...]:
+    """Rows whose source, or one of its files, is known by the first 12 hex of its hash."""
+    from diptych.manifest import Manifest
+
+    entries = Manifest.read(prepared.path).sources if prepared.path is not None else ()
+    names = {entry.sha256[:12]: entry.names for entry in entries}
+    rows = prepared.index["source"].to_list() if "source" in prepared.index.columns else []
+    return tuple(row for row, name in enumerate(rows) if names.get(name, {name}) & known)
 
 
 def overlap_finding(subjects: Sequence[str]) -> Findings:

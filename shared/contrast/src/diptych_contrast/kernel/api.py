@@ -84,7 +84,8 @@ def log_sums(
         Log-sum-exp, shape (k, n), with ``both`` (k, n + m), and the largest scores, same shape,
         detached, empty unless asked for.
     """
-    tensors = (a, b, scale.to(a.dtype).reshape(-1), *biases, *_keys(keys))
+    given = (None,) * 6 if keys is None else keys.keys()
+    tensors = (a, b, scale.to(a.dtype).reshape(-1), *biases, *given)
     expressions = ",".join(masks)
     mode = "symmetric" if b is None else "both" if both else "rows"
     rings = engine.ring and b is not None
@@ -100,10 +101,6 @@ def log_sums(
     keep = graph and not torch.compiler.is_compiling() and not rings
     plan = Plan(expressions, mode, size, engine.unit, fused, keep, peak)
     return ring_sweep(plan, engine.group, *tensors) if rings else sweep(plan, *tensors)
-
-
-def _keys(keys: PairMask | None) -> tuple[Tensor | None, ...]:
-    return (None,) * 6 if keys is None else keys.keys()
 
 
 def _dense_sweep(plan: Plan, *tensors: Any) -> tuple[Tensor, Tensor]:
@@ -166,9 +163,6 @@ def pair_lse(
         symmetric: Columns are the rows: two products in all instead of three.
         backend: ``tiled``, ``dense`` (stores all scores) or ``auto``.
         tile: Rows and columns of a tile, or ``auto``.
-
-    Returns:
-        Shape (n, k).
 
     Example:
         >>> pair_lse(torch.zeros(3, 2), None, 1.0, symmetric=True).exp()[0].item()

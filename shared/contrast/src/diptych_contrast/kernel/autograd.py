@@ -25,10 +25,6 @@ _B, _SCALE, _COL_BIAS, _KEYS = 1, 2, 4, 5
 def sweep(plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
     """Run a sweep that can be differentiated twice.
 
-    Args:
-        plan: Masks, mode, tile.
-        *tensors: As for `tiles.open_pairs`.
-
     Returns:
         Log-sum-exp of every row, shape (k, n), in mode ``both`` (k, n + m); largest score, same
         shape, detached, empty unless asked for.

@@ -131,15 +131,9 @@ def first_order(
 ) -> Gradients:
     """Pull the gradient of the log-sum-exp back to its inputs.
 
-    Args:
-        plan: Masks, mode, tile, and which gradients are needed.
-        upstream: Gradient of the result, shape (k, sums).
-        lse: Result of the forward sweep, shape (k, sums).
-        extra: What the forward sweep left beside it.
-        *tensors: As for `tiles.open_pairs`.
-
-    Returns:
-        The gradients; those not asked for are empty or zero.
+    ``extra`` is what the forward sweep left beside its sums ``lse``, ``upstream`` their gradient,
+    both of shape (k, sums); ``tensors`` are those of `tiles.open_pairs`. Gradients
+    not asked for are empty or zero.
     """
     if plan.fused and not plan.columns:
         return _fused(upstream, extra, *tensors)
@@ -215,16 +209,8 @@ def second_order(plan: Plan, upstream: Tensor, lse: Tensor, *tensors: Tensor) ->
     With cotangents a', b', h, r', c' of the gradients and
     ``T_ij = scale (a'_i.b_j + a_i.b'_j) + h a_i.b_j + r'_i + c'_j`` the first sweep gives
     ``m_i = sum_j P_ij T_ij``, the second weighs tiles by ``W_ij (T_ij - m_i)``.
-
-    Args:
-        plan: Masks, mode, tile.
-        upstream: Gradient that `first_order` took, shape (k, sums).
-        lse: Result of the forward sweep, shape (k, sums).
-        *tensors: The five gradients of the results of `first_order`, empty ones are zero; then as
-            for `tiles.open_pairs`.
-
-    Returns:
-        Gradient of ``upstream``, shape (k, sums), and of the inputs of the sweep.
+    ``tensors`` are the five gradients of the results of `first_order`, empty ones zero, then those
+    of `tiles.open_pairs`. Results are the gradient of ``upstream`` and of the inputs of the sweep.
     """
     pairs = open_pairs(plan, *tensors[5:])._replace(folded=False)
     weights = _Weights(pairs, lse)

@@ -24,17 +24,7 @@ def call(function: type[Function], *arguments: Any) -> Any:
 def loop(
     function: Any, size: int, dims: Sequence[Any], arguments: Sequence[Any]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Apply a function to every element of a batch and stack the results: a ``vmap`` rule.
-
-    Args:
-        function: The function.
-        size: Number of elements.
-        dims: Batch dimension of each argument; no number where it has none.
-        arguments: The arguments.
-
-    Returns:
-        The stacked results and their batch dimensions, as `torch.func.vmap` wants them.
-    """
+    """Apply a function to every element of a batch and stack the results: a ``vmap`` rule."""
     results = [
         function.apply(
             *(

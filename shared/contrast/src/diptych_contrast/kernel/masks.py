@@ -155,18 +155,7 @@ class Masks:
         return self._positions and all(tree in {"any", "not_self"} for tree in self.trees)
 
     def hide(self, tile: Tensor, index: int, rows: slice, cols: slice, value: float) -> Tensor:
-        """Write ``value`` in place over the pairs of a tile that mask ``index`` leaves out.
-
-        Args:
-            tile: One value a pair, shape (rows, cols).
-            index: Which of the masks.
-            rows: Rows of the tile.
-            cols: Columns of the tile.
-            value: What the pairs left out shall hold.
-
-        Returns:
-            The same tile.
-        """
+        """Write ``value`` in place over the pairs of a tile that mask ``index`` leaves out."""
         if self._positions and self.trees[index] == "not_self":
             if rows.start < cols.stop and cols.start < rows.stop:
                 tile.diagonal(rows.start - cols.start).fill_(value)

@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from diptych_contrast.kernel.call import call
 
-_SMALLEST = 1e-12
+SMALLEST = 1e-12
 _PART = 4096  # rows at once: a norm in float64 copies its input
 
 
@@ -23,9 +23,6 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
     Args:
         x: Shape (n, d), floating point.
-
-    Returns:
-        Shape (n, d), float32 or float64.
 
     Example:
         >>> unit_rows(torch.tensor([[3.0, 4.0]]))
@@ -50,7 +47,7 @@ class _UnitRows(Function):
                     for part in torch.split(x, _PART)
                 ]
             )
-        inverse = length.clamp_min_(_SMALLEST).reciprocal_().to(x.dtype)
+        inverse = length.clamp_min_(SMALLEST).reciprocal_().to(x.dtype)
         return x * inverse, inverse
 
     @staticmethod
@@ -63,7 +60,7 @@ class _UnitRows(Function):
         unit, inverse = ctx.saved_tensors
         if upstream is None:
             upstream = torch.zeros_like(unit)
-        slope = inverse * (inverse < 1.0 / _SMALLEST)
+        slope = inverse * (inverse < 1.0 / SMALLEST)
         along = torch.linalg.vecdot(unit, upstream)[:, None]
         if onto_inverse is not None:
             along = along + onto_inverse * inverse

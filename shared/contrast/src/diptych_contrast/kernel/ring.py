@@ -28,17 +28,7 @@ _SHARD = (1, 4, 8, 9, 10)
 
 
 def ring_sweep(plan: Plan, group: Any, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Compute `autograd.sweep` for the rows of this process over the columns of all.
-
-    Args:
-        plan: Masks, mode ``rows``, tile.
-        group: Process group.
-        *tensors: As for `tiles.open_pairs`, keys unique over all processes; the number of columns
-            may differ between processes.
-
-    Returns:
-        Log-sum-exp and largest score, each of shape (k, n).
-    """
+    """Compute `autograd.sweep` for the rows of this process over the columns of all."""
     lse, top = call(_RingSums, plan, group, *tensors)
     return lse, top
 
@@ -87,18 +77,7 @@ def _visited(tensors: Sequence[Any], shard: Sequence[Tensor | None]) -> list[Ten
 
 
 def ring_sum(a: Tensor, b: Tensor, fn: Shape, tile: int | Literal["auto"], group: Any) -> Tensor:
-    """Compute `sums.pair_sum` over all pairs, columns sharded over the processes.
-
-    Args:
-        a: Rows of this process, shape (n, d).
-        b: Columns of this process, shape (m, d); m may differ between processes.
-        fn: Name of the function in `sums.FUNCTIONS`.
-        tile: Rows and columns of a tile, or ``auto``.
-        group: Process group.
-
-    Returns:
-        Shape (n,).
-    """
+    """Compute `sums.pair_sum` over all pairs, columns sharded over the processes."""
     total: Tensor = call(_RingSum, a, b, fn, tile, group)
     return total
 

@@ -66,9 +66,6 @@ def pair_sum(
         weight: Factors u, v of the weights ``w_ij = u_i.v_j``, taken as constants.
         tile: Rows and columns of a tile, or ``auto``.
 
-    Returns:
-        Shape (n,).
-
     Example:
         >>> pair_sum(torch.zeros(2, 4), torch.ones(3, 4), "exp", PairMask(expr="any")).tolist()
         [3.0, 3.0]

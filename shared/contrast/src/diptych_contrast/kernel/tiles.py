@@ -21,7 +21,7 @@ from diptych_contrast.kernel.masks import Masks
 LOG2_E = math.log2(math.e)
 SINGLE_TILE_BYTES = 4 * 2**20
 # exp(S) must neither overflow nor leave the normal numbers, also once summed over all columns.
-_SAFE_EXPONENT = {torch.float32: 87.0, torch.float64: 700.0}
+SAFE_EXPONENT = {torch.float32: 87.0, torch.float64: 700.0}
 # Stands for minus infinity where a difference of two of them would be NaN.
 _FLOOR = -1e30
 
@@ -94,13 +94,8 @@ class Pairs(NamedTuple):
 def open_pairs(plan: Plan, *tensors: Tensor | None) -> Pairs:
     """Read the arguments of a sweep, and choose bound or running maximum.
 
-    Args:
-        plan: Masks, mode, tile.
-        *tensors: Rows (n, d); columns (m, d), None in symmetric mode; scale (1,) or (k,); bias of
-            the rows and of the columns, or None; the six keys in the order of `masks.KEYS`.
-
-    Returns:
-        The pairs.
+    ``tensors`` are rows (n, d); columns (m, d), None in symmetric mode; scale (1,) or (k,); bias of
+    the rows and of the columns, or None; the six keys in the order of `masks.KEYS`.
     """
     a, b, scale, row_bias, col_bias, *keys = tensors
     assert a is not None
@@ -125,7 +120,7 @@ def _is_bounded(
         most *= longest * other
     for bias in biases:
         most += 0.0 if bias is None else float(bias.abs().amax())
-    return most + math.log(max(len(a), len(b), 1)) <= _SAFE_EXPONENT[a.dtype]
+    return most + math.log(max(len(a), len(b), 1)) <= SAFE_EXPONENT[a.dtype]
 
 
 def default_tile(rows: int = 0, columns: int = 0, itemsize: int = 4) -> int:
@@ -138,9 +133,6 @@ def default_tile(rows: int = 0, columns: int = 0, itemsize: int = 4) -> int:
         rows: Number of rows, 0 for the tile of large inputs.
         columns: Number of columns.
         itemsize: Bytes of one score.
-
-    Returns:
-        Rows and columns of a tile.
     """
     wish = os.environ.get("DIPTYCH_TILE")
     if wish is not None:

@@ -77,16 +77,8 @@ def boost_abs(
 
     ``2 [gamma m + A_ii - S_ii]_+ + max_j [(1 - gamma) m + S_ij - A_ij]_+`` for a pair i, the latter
     of its row and of its column, ``m = beta margin``. The anchor A is constant.
-
-    Args:
-        S: Scores of the target branch, shape (n, n), or its embeddings (x, y).
-        S_anchor: The same of the anchor branch.
-        margin: Margin, >= 0.
-        beta: Factor of the margin.
-        gamma: Share of the margin that positives take, in [0, 1].
-        negatives: See `birank`.
-        parity: ``official``: the sum over the batch.
-        **common: See `Common`.
+    A is the anchor's scores, or embeddings, like S; ``gamma`` in [0, 1] the share of the margin
+    that positives take. Else as `birank`.
 
     Example:
         >>> round(boost_abs(torch.zeros(4, 4), torch.zeros(4, 4)).item(), 4)

@@ -87,15 +87,8 @@ def multi_similarity(
     ``log(1 + sum_p exp(-alpha (s_ip - base))) / alpha +
     log(1 + sum_n exp(beta (s_in - base))) / beta`` over the negatives with
     ``s_in > min_p s_ip - eps`` and the positives with ``s_ip < max_n s_in + eps``.
-
-    Args:
-        z: Embeddings, shape (n, d).
-        labels: Class of each row, shape (n,), from 0.
-        alpha: Sharpness of the positives, > 0.
-        beta: Sharpness of the negatives, > 0.
-        base: Score that parts both.
-        eps: Slack of the choice of pairs; infinity keeps all.
-        **common: See `Common`; ``group`` and ``return_info`` are refused.
+    alpha and beta, > 0, are the sharpness of positives and negatives, base the score that parts
+    them, eps the slack of the choice (infinity keeps all). Else as `contrastive_margin`.
 
     Example:
         >>> z = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
@@ -126,13 +119,8 @@ def circle(
 
     ``log(1 + sum_n exp(gamma a_n (s_n - m)) sum_p exp(-gamma a_p (s_p - 1 +
     m)))`` with the weights ``a_p = relu(1 + m - s_p)`` and ``a_n = relu(s_n + m)`` as constants.
-
-    Args:
-        z: Embeddings, shape (n, d).
-        labels: Class of each row, shape (n,), from 0.
-        m: Relaxation: positives aim at ``1 - m``, negatives at m.
-        gamma: Scale, > 0.
-        **common: See `Common`; ``group`` and ``return_info`` are refused.
+    m relaxes: positives aim at ``1 - m``, negatives at m; gamma, > 0, is the scale. Else as
+    `contrastive_margin`.
 
     Example:
         >>> z = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple, Unpack
 
 import torch
@@ -15,6 +16,7 @@ from diptych_contrast.common import (
     LossResult,
     Options,
     TemperatureLike,
+    check_embeddings,
     meet_columns,
     of_all,
     read_embeddings,
@@ -28,6 +30,9 @@ from diptych_contrast.dist import gather_sizes, gather_with_grad
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_choice, check_least, check_positive, check_share
 from diptych_contrast.kernel import log_sums
+from diptych_contrast.kernel.call import call
+from diptych_contrast.kernel.tiles import SAFE_EXPONENT
+from diptych_contrast.pairwise.small import SmallViews, is_small, small_info
 from diptych_contrast.statistics import (
     PairInfo,
     moments_between,
@@ -130,18 +135,8 @@ def dclw(
     """`dcl` that weighs close positives down (Yeh et al., 2022, equation 7, DCLW).
 
     `dcl` with ``w_i = 2 - exp(s_ii' / sigma) / mean_l exp(s_ll' / sigma)``.
-
-    Args:
-        z1: First view, shape (n, d), n >= 2.
-        z2: Second view of the same samples in the same order, shape (n, d).
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        ids: As for `dcl`.
-        sigma: Sharpness of the weights, > 0.
-        detach_weights: Take the weights as constants; the authors' code differentiates them, and
-            so does ``parity="official"``.
-        reduction_directions: As for `dcl`.
-        parity: As for `dcl`.
-        **common: See `Common`; rows are view-major.
+    Sigma, > 0, is the sharpness of the weights; they are constants with ``detach_weights``, but not
+    in the authors' code and with ``parity="official"``. Else as `dcl`.
 
     Example:
         >>> z = torch.ones(4, 8)
@@ -206,7 +201,8 @@ class _Views(NamedTuple):
         scale: ``1/temperature``.
         apart: Keys of rows that are no negatives of each other, shape (2n,).
         own: Whether the denominators hold the positive.
-        peak: Largest scores over the denominators times the scale, shape (2, n), where told.
+        peak: Largest scores over the denominators times the scale, 2n values, where told.
+        norm: Length of all base-2 exponents as one vector, where one tile holds them all.
     """
 
     lse: Tensor
@@ -217,6 +213,17 @@ class _Views(NamedTuple):
     apart: list[Tensor]
     own: bool
     peak: Tensor
+    norm: Tensor | None = None
+
+
+def _read_small(options: Options, z1: Tensor, z2: Tensor, scale: Tensor, decoupled: bool) -> _Views:
+    def again(x: Tensor, y: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        tiled = replace(options, backend="tiled")
+        return _read(tiled, x, y, beta.reciprocal(), None, None, decoupled=decoupled)[:2]
+
+    told = options.return_info
+    lse, positive, z, peak, norm = call(SmallViews, z1, z2, scale, decoupled, told, again)
+    return _Views(lse, positive, None, z, scale, [], not decoupled, peak, norm)
 
 
 def _read(
@@ -229,6 +236,11 @@ def _read(
     *,
     decoupled: bool = False,
 ) -> _Views:
+    if ids is None and labels is None and is_small(options, z1, z2):
+        check_embeddings(options, 2, z1=z1, z2=z2)
+        scale = read_scale(options, temperature, z1)
+        if scale.item() + math.log(2 * len(z1)) <= SAFE_EXPONENT[z1.dtype]:
+            return _read_small(options, z1, z2, scale, decoupled)
     stacked = read_embeddings(options, 2, z1=z1, z2=z2)
     scale = read_scale(options, temperature, stacked)
     if ids is not None:
@@ -255,12 +267,14 @@ def _read(
 
 def _tell(options: Options, views: _Views) -> PairInfo:
     """Statistics of the rows of this process against the columns of all."""
+    if views.norm is not None:
+        return small_info(*views[:2], views.z, views.scale, views.own, views.peak, views.norm)
     z, n = views.z.detach(), len(views.positive)
     lse, positive = views.lse.detach(), views.positive.detach()
-    every, positives = of_all(options, z), 2 * moments_of((z[:n] * z[n:]).sum(1))
+    every, positives = of_all(options, z), 2 * moments_of(positive / views.scale.detach())
     negatives = moments_between(z, every)
     if not views.apart:
-        negatives = negatives - moments_of((z * z).sum(1)) - positives
+        negatives = negatives - moments_of(torch.linalg.vecdot(z, z)) - positives
     keys = [*views.apart, torch.stack(views.apart, 1)] if len(views.apart) == 2 else views.apart
     for key, sign in zip(keys, (-1, -1, 1), strict=False):  # what both take away comes back once
         negatives = negatives + sign * moments_matching(z, key, every, of_all(options, key))
@@ -296,14 +310,8 @@ def hcl(
     m = 2n - 2 embeddings j of other samples
     ``G = max((sum_j w_j exp(s_j / t) - m tau_plus exp(p)) / (1 - tau_plus), m exp(-1 / t))``,
     ``w_j = m exp(beta s_j / t) / sum_l exp(beta s_l / t)``.
-
-    Args:
-        z1: First view, shape (n, d), n >= 2.
-        z2: Second view of the same samples in the same order, shape (n, d).
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        beta: How much close negatives count, >= 0; 0 is `debiased`.
-        tau_plus: Share of the negatives that are of the same class, in [0, 1).
-        **common: See `Common`; rows are view-major, ``return_info`` is refused.
+    Beta, >= 0, says how much close negatives count (0: `debiased`), tau_plus, in [0, 1), which
+    share of the negatives is of the same class. Rows are view-major; ``return_info`` is refused.
 
     Example:
         >>> z = torch.ones(4, 8)
@@ -323,13 +331,7 @@ def debiased(
     """Contrast corrected for negatives of the same class (Chuang et al., 2020, equation 8).
 
     `hcl` with ``beta = 0``: all negatives count alike.
-
-    Args:
-        z1: First view, shape (n, d), n >= 2.
-        z2: Second view of the same samples in the same order, shape (n, d).
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        tau_plus: Share of the negatives that are of the same class, in [0, 1).
-        **common: See `Common`; rows are view-major, ``return_info`` is refused.
+    Arguments as `hcl`.
 
     Example:
         >>> z = torch.ones(4, 8)

@@ -103,9 +103,6 @@ def recall_at_k(
         relevant: Which candidates are relevant, at least one a query.
         ks: Numbers of candidates that are looked at.
 
-    Returns:
-        One probability for each query and k, fp64.
-
     Example:
         >>> recall_at_k(torch.zeros(1, 4), torch.tensor([[True, False, False, False]]), [2]).item()
         0.5
@@ -134,10 +131,6 @@ def expected_rank(
     scores: Float[Tensor, "q c"], relevant: Bool[Tensor, "q c"]
 ) -> Float[Tensor, " q"]:
     """Expected rank of the first relevant candidate, from 1, over random order of ties.
-
-    Args:
-        scores: Scores of all candidates for each query; higher is better.
-        relevant: Which candidates are relevant, at least one a query.
 
     Returns:
         ``g + (t + m + 1) / (m + 1)`` in the terms of `recall_at_k`, fp64.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_dimension, check_finite, check_integers
-from diptych_contrast.probes.folds import (
+from diptych_contrast.probes.linear import (
     Penalty,
     check_penalty,
     choose_penalty,
@@ -63,9 +63,6 @@ def ridge_probe(
         l2: Weight of the penalty, above 0, or ``"cv"``.
         groups: Subject of a training row; a subject is never in two folds.
         test_y: Targets of the test rows, to score the predictions.
-
-    Returns:
-        The regression, its predictions (one column a target) and, with ``test_y``, its scores.
 
     Example:
         >>> x = torch.randn(50, 3)

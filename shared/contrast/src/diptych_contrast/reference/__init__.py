@@ -1,8 +1,7 @@
 """Every loss once more in a few dense lines of float64: to read, and to compare against.
 
-One module a family, named as the family; one function a loss, named as the loss, from where
-`registry` takes it. Each takes the arguments of its loss that matter for the value, stores all
-scores, and gives the mean over valid rows.
+One function a loss, named as the loss, from where `registry` takes it. Each takes the arguments of
+its loss that matter for the value, stores all scores, and gives the mean over valid rows.
 """
 
 from __future__ import annotations

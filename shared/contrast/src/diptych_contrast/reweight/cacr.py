@@ -84,20 +84,8 @@ def cacr(
     """
     options = read_options("cacr", common, *LOCAL)
     stack = read_views(options, "views", views)
-    check_choice("cacr", "kernel", kernel, "euclid", "rbf")
-    check_choice("cacr", "parity", parity, None, "official")
     check_least("cacr", 0, t_pos=t_pos, t_neg=t_neg)
-    check_share("cacr", "tau_plus", tau_plus)
-    if kernel == "rbf" or parity is not None:  # one value a batch
-        check_choice("cacr", "reduction", options.reduction, "mean")
-    for argument, wrong, found, fix in (
-        ("tau_plus", tau_plus > 0 and kernel == "rbf", "is given with 'rbf'", "pass 'euclid'"),
-        ("queue", queue is not None and parity is not None, "is given with parity", "leave it out"),
-        ("views", len(stack) < 2, "has a single view", "pass at least two views"),
-        ("views", stack.shape[1] < 2 and queue is None, "has a single sample", "pass two samples"),
-    ):
-        if wrong:
-            raise ContrastInputError("cacr", argument, found, fix)
+    _check_forms(options, stack, tau_plus, kernel, parity, queue)
     freeze = detach_weights and parity is None
     with torch.autocast(stack.device.type, enabled=False):
         squares = stack.square().sum(2)
@@ -129,6 +117,29 @@ def cacr(
     mean = close.masked_fill(own, 0.0).sum(1).flatten() / (len(stack) - 1)
     repulsion = (repulsion + tau_plus * mean) / (1 - tau_plus)
     return reduce_rows(options, alpha * attraction.flatten() + beta * repulsion, None)
+
+
+def _check_forms(
+    options: Options,
+    stack: Tensor,
+    tau_plus: float,
+    kernel: str,
+    parity: str | None,
+    queue: object,
+) -> None:
+    check_choice("cacr", "kernel", kernel, "euclid", "rbf")
+    check_choice("cacr", "parity", parity, None, "official")
+    check_share("cacr", "tau_plus", tau_plus)
+    if kernel == "rbf" or parity is not None:  # one value a batch
+        check_choice("cacr", "reduction", options.reduction, "mean")
+    for argument, wrong, found, fix in (
+        ("tau_plus", tau_plus > 0 and kernel == "rbf", "is given with 'rbf'", "pass 'euclid'"),
+        ("queue", queue is not None and parity is not None, "is given with parity", "leave it out"),
+        ("views", len(stack) < 2, "has a single view", "pass at least two views"),
+        ("views", stack.shape[1] < 2 and queue is None, "has a single sample", "pass two samples"),
+    ):
+        if wrong:
+            raise ContrastInputError("cacr", argument, found, fix)
 
 
 def _repulsion(
@@ -209,9 +220,6 @@ def feature_transform(
         per_dimension: One weight a dimension instead of one a row.
         renormalize: Bring the results back to length 1.
         generator: Source of the weights and of the permutation, on the device of ``q``.
-
-    Returns:
-        q', k' and the transformed queue.
 
     Example:
         >>> q, g = torch.eye(4), torch.Generator().manual_seed(0)

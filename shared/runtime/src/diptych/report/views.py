@@ -172,13 +172,14 @@ def condition_overview(
         metrics: The pipeline's metrics.
 
     Returns:
-        Title, columns and rows; None where there are fewer than two further tables.
+        Title, columns and rows; None where fewer than two further tables have this metric.
     """
     name = headline_metric(results, metrics)
-    if name is None or len(results["tables"]) < 2:
+    measured = [t for t in results["tables"] if any(name in m for m in t["methods"].values())]
+    if name is None or len(measured) < 2:
         return None
     metric = metric_of(metrics, name)
-    tables = [{"name": "", "condition": "headline", **results}, *results["tables"]]
+    tables = [{"name": "", "condition": "headline", **results}, *measured]
     methods = list(
         dict.fromkeys(m for t in tables for m in t["methods"] if name in t["methods"][m])
     )

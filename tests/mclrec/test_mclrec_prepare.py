@@ -11,9 +11,11 @@ from diptych.errors import DataError
 from diptych.prepared import Prepared
 from diptych_mclrec.config import MCLRecConfig
 from diptych_mclrec.events import fit_catalogue, order_events
-from diptych_mclrec.prepare import load_sequences, prepare
+from diptych_mclrec.prepare import prepare
 from diptych_mclrec.read import read_events
+from diptych_mclrec.sequences import Catalogue, Sequences
 from diptych_mclrec.split import split_sequences
+from diptych_mclrec.store import load as load_events
 
 ROWS = [
     ("zoe", "x", "2020-01-02"),
@@ -21,6 +23,11 @@ ROWS = [
     ("zoe", "y", "2020-01-01"),
     ("zoe", "y", "2020-01-01"),
 ]
+
+
+def load_sequences(prepared: Prepared) -> tuple[Sequences, Catalogue]:
+    events = load_events(prepared)
+    return events.sequences, events.codes
 
 
 def settings(*sets: str) -> MCLRecConfig:

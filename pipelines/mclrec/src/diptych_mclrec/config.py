@@ -51,7 +51,7 @@ from diptych.config import (
 Format = Literal[
     "auto", "csv", "parquet", "recbole", "sequences", "pairs", "omop", "meds", "synthea"
 ]
-Baseline = Literal["popularity", "recency", "frequency", "markov1", "itemknn", "sasrec"]
+Baseline = Literal["popularity", "recency", "frequency", "markov1", "itemknn", "blend", "sasrec"]
 SplitKind = Literal["auto", "leave_one_out", "subject", "global_time"]
 OmopTable = Literal[
     "drug_exposure", "condition_occurrence", "procedure_occurrence", "measurement", "observation"
@@ -59,7 +59,8 @@ OmopTable = Literal[
 TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-BASELINES: tuple[str, ...] = get_args(Baseline)
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+FULL_UP_TO = 50_000  # items whose softmax objective.loss=auto computes whole
 
 
 def _known_encoding(name: str) -> str:
@@ -193,6 +194,9 @@ class EncoderSection(Section):
     norm: Literal["post", "pre"] = Field("post", description="Where layers are normalised.")
     tied: bool = Field(True, description="Whether scores use the item embedding.")
     mask_row: bool = Field(False, description="One more, unused row in the table, as published.")
+    items: PositiveInt | None = Field(
+        None, description="Rows of the item table; null: those of the fit's catalogue."
+    )
     augmenter_hidden: tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="Hidden sizes of the augmenters; null: dim/2 and dim/4."
     )
@@ -240,6 +244,9 @@ class MCLRecObjectiveSection(Section):
     )
     mask_same_subject: bool = Field(
         True, description="Prefixes of one subject are no negatives of each other."
+    )
+    contrast_every: PositiveInt = Field(
+        1, description="Batches from one with contrast to the next; 1: every batch."
     )
     pad_in_softmax: bool = Field(False, description="Count padding as a class, as published.")
 
@@ -291,8 +298,7 @@ class RankingSection(EvaluateSection):
         5, description="Subjects an item needs to be named in clinical reports."
     )
     baselines: tuple[Baseline, ...] | None = Field(
-        ("popularity", "recency", "frequency", "markov1", "itemknn", "sasrec"),
-        description="Baselines printed beside the model; null: all.",
+        BASELINES, description="Baselines printed beside the model; null: all."
     )
 
 

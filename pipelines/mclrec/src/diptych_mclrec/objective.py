@@ -237,7 +237,7 @@ def gbce_loss(
     h: Float[Tensor, "N H"],
     weight: Float[Tensor, "items H"],
     targets: Int[Tensor, " N"],
-    negatives: Int[Tensor, "N k"],
+    negatives: Int[Tensor, " k"] | Int[Tensor, "N k"],
     *,
     t: float = 0.75,
 ) -> Float[Tensor, ""]:
@@ -251,17 +251,21 @@ def gbce_loss(
         h: Vectors of histories.
         weight: Item vectors, I + 1 rows.
         targets: Ids 1..I.
-        negatives: Ids, k a row.
+        negatives: Ids, k a row or k that all rows share; where one is the target by accident it is
+            left out.
         t: Calibration in [0, 1]; 0 is binary cross-entropy, 1 undoes the overconfidence wholly.
 
     Returns:
         Mean over the rows.
     """
-    count = negatives.shape[1]
+    count = negatives.shape[-1]
     share = count / max(len(weight) - 2, 1)
     power = share * (t * (1 - 1 / share) + 1 / share)
     positive = _at_least_float((h * weight[targets]).sum(1))
-    sampled = _at_least_float(torch.einsum("nh,nmh->nm", h, weight[negatives]))
+    vectors = weight[negatives]
+    shared = negatives.dim() == 1
+    sampled = h @ vectors.t() if shared else torch.einsum("nh,nmh->nm", h, vectors)
+    sampled = _at_least_float(sampled.masked_fill(targets[:, None] == negatives, -torch.inf))
     losses = power * F.softplus(-positive) + F.softplus(sampled).sum(1)
     return losses.mean() / (count + 1)
 

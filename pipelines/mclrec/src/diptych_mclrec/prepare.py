@@ -20,10 +20,10 @@ from diptych_mclrec.check import Survey, survey
 from diptych_mclrec.config import MCLRecConfig
 from diptych_mclrec.events import Ordered
 from diptych_mclrec.read import files_of
-from diptych_mclrec.sequences import Catalogue, Sequences, SourceTable
+from diptych_mclrec.sequences import Sequences, SourceTable
+from diptych_mclrec.store import CODES, EVENTS
 
 VERSION = "1"
-EVENTS, CODES = "events", "codes"
 ROW_GROUP = 1 << 20  # fixed, so that equal inputs give equal bytes
 # What changes the prepared events; the rest of section data only filters later or repairs files.
 _SETTINGS = frozenset(
@@ -72,33 +72,6 @@ def prepare(config: MCLRecConfig, source: Path, target: Path) -> Prepared:
             raise
         _publish(partial, target)
     return Prepared.open(target)
-
-
-def load_sequences(prepared: Prepared) -> tuple[Sequences, Catalogue]:
-    """The events of a prepared folder, as :func:`prepare` ordered them.
-
-    Args:
-        prepared: The opened folder.
-
-    Returns:
-        Sequences of all subjects, in the rows of the index and under their pseudonyms, with ids
-        of the second value: every code of the source.
-    """
-    events, codes = prepared.table(EVENTS), prepared.table(CODES)
-    offsets = np.zeros(prepared.index.height + 1, np.int64)
-    np.cumsum(prepared.index["events"].to_numpy(), out=offsets[1:])
-    items = events["code"].to_numpy() + 1
-    sequences = Sequences(
-        prepared.index["subject"].to_numpy().astype(np.str_),
-        offsets,
-        items.astype(np.int32),
-        None if events["time"].null_count() else events["time"].to_numpy(),
-        None if events["basket"].null_count() else events["basket"].to_numpy(),
-    )
-    counts = np.bincount(items, minlength=codes.height + 1)[1:]
-    described = codes.filter(pl.col("description").is_not_null())
-    words = dict(described.select("code", "description").rows())
-    return sequences, Catalogue(tuple(codes["code"]), tuple(counts.tolist()), words)
 
 
 def _manifest(config: MCLRecConfig, source: Path) -> Manifest:

@@ -16,6 +16,7 @@ from diptych_mclrec.sequences import Sequences
 from diptych_mclrec.times import to_microseconds
 
 Kind = Literal["leave_one_out", "subject", "global_time"]
+Cuts = tuple[str | int, str | int]  # ISO 8601 times, or microseconds since 1970
 PARTS = ("train", "validation", "test")
 LEAST_STEPS = 3  # of a subject that leave-one-out can score: one each to train, validate, test
 
@@ -49,7 +50,7 @@ def split_sequences(
     kind: Kind,
     *,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
-    cuts: tuple[str, str] | None = None,
+    cuts: Cuts | None = None,
     seed: int = 0,
     parts: Sequence[str | None] | None = None,
     min_history: int = 1,
@@ -62,7 +63,8 @@ def split_sequences(
             that training sees other subjects' future. "subject": no subject in two parts.
             "global_time": training ends at a point in time, for everyone.
         fractions: Parts of the subjects, or of the events in time.
-        cuts: ISO 8601 times where validation and test begin; None: by ``fractions``.
+        cuts: ISO 8601 times, or microseconds, where validation and test begin; None: by
+            ``fractions``.
         seed: Of the division of subjects.
         parts: "train", "validation", "test" or None (left out) for each subject, in place of the
             division by ``fractions``.
@@ -141,14 +143,14 @@ def _by_subject(sequences: Sequences, parts: Sequence[str | None], min_history: 
 def time_cuts(
     sequences: Sequences,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
-    cuts: tuple[str, str] | None = None,
+    cuts: Cuts | None = None,
 ) -> tuple[int, int]:
     """Where validation and test begin, in microseconds.
 
     Args:
         sequences: All events.
         fractions: Shares of the events before, between and after the cuts.
-        cuts: ISO 8601 times instead.
+        cuts: ISO 8601 times, or microseconds, instead.
 
     Raises:
         DataError: The events have no times, or the cuts do not rise.
@@ -162,7 +164,7 @@ def time_cuts(
         shares = np.cumsum(fractions)[:2]
         first, second = (int(cut) for cut in np.quantile(sequences.times, shares, method="higher"))
     else:
-        first, second = (to_microseconds(cut) for cut in cuts)
+        first, second = (cut if isinstance(cut, int) else to_microseconds(cut) for cut in cuts)
     if first >= second:
         raise DataError(
             f"split.cuts {list(cuts) if cuts else 'by split.fractions'}: validation must begin "

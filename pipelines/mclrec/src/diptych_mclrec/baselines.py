@@ -238,6 +238,8 @@ class Blend:
         targets: Int[np.ndarray, " S"] | Int[np.ndarray, "S G"],
         *,
         weights: Sequence[float] = BLEND_WEIGHTS,
+        mask_seen: bool = False,
+        batch: int = 512,
     ) -> Self:
         """Take the weight of highest NDCG@10, the lowest among equals.
 
@@ -245,24 +247,37 @@ class Blend:
             histories: Of validation steps.
             targets: What followed.
             weights: Candidates.
+            mask_seen: As in :func:`baseline_counts`.
+            batch: Histories at a time.
         """
-        found = {}
-        for weight in weights:
-            self.weight = weight
-            ranks = baseline_counts(self, histories, targets).ranks()
-            found[weight] = ranking_metrics(ranks, ks=(10,))["ndcg@10"]
-        self.weight = max(found, key=lambda weight: (found[weight], -weight))
+        ranks: dict[float, list[NDArray[np.float64]]] = {weight: [] for weight in weights}
+        for start in range(0, len(histories), batch):
+            part = histories.select(np.arange(start, min(start + batch, len(histories))))
+            model, counts = self._probabilities(part), self.markov.scores(part)
+            seen = [part[row] for row in range(len(part))] if mask_seen else None
+            for weight, found in ranks.items():
+                mixed = (1 - weight) * model + weight * counts
+                wanted = targets[start : start + batch]
+                found.append(count_ranks(mixed, wanted, exclude=seen).ranks())
+        means = {
+            weight: ranking_metrics(np.concatenate(found), ks=(10,))["ndcg@10"]
+            for weight, found in ranks.items()
+        }
+        self.weight = max(means, key=lambda weight: (means[weight], -weight))
         return self
 
     def scores(self, histories: Histories) -> Scores:
         """The mixture."""
         sequences = _sequences(histories)
+        mixed: Scores = (1 - self.weight) * self._probabilities(sequences)
+        return mixed + self.weight * self.markov.scores(sequences)
+
+    def _probabilities(self, sequences: Sequences) -> Scores:
         logits = np.array(self.model(sequences), dtype=np.float64)
         logits[:, 0] = -np.inf
         odds = np.exp(logits - logits.max(1, keepdims=True))
-        probability = odds / odds.sum(1, keepdims=True)
-        mixed: Scores = (1 - self.weight) * probability
-        return mixed + self.weight * self.markov.scores(sequences)
+        found: Scores = odds / odds.sum(1, keepdims=True)
+        return found
 
 
 def baseline_counts(

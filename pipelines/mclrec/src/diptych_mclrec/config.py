@@ -10,6 +10,7 @@ Facts of a prepared folder, on which the other rooms rely (JSON, free of names o
     tie_share    share of dated events whose time another event of the subject has
     repeat_share share of events after a subject's first step whose item came before
     baskets      whether events are joined into baskets, each a step
+    generated    seed of the embedded sample, where the data are it
     times        "absolute", "relative" (microseconds since the subject's first event) or "none"
 
 ``index.parquet`` has one row a subject beside ``item`` and ``unit``: subject (pseudonym), events,
@@ -60,6 +61,7 @@ TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+COUNTING_BASELINES = tuple(name for name in BASELINES if name != "sasrec")  # need no training
 FULL_UP_TO = 50_000  # items whose softmax objective.loss=auto computes whole
 
 

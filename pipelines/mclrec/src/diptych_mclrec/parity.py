@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diptych.contract import Weights
 from diptych.errors import DataError
-from diptych_mclrec.model import SequenceEncoder
+from diptych_mclrec.config import MCLRecConfig
+from diptych_mclrec.model import Block, SequenceEncoder
 
 MAX_BYTES = 4 * 2**30
 _RENAMED = (
@@ -62,6 +64,31 @@ def load_published(path: str | Path, *, heads: int = 2) -> SequenceEncoder:
             "or MCLRec training, or its state dictionary as safetensors"
         ) from error
     return encoder.eval()
+
+
+def weights(config: MCLRecConfig, path: Path) -> Weights:
+    """A published checkpoint as the runtime takes it: the encoder alone.
+
+    Args:
+        config: Gives the number of attention heads.
+        path: As :func:`load_published` takes it.
+    """
+    encoder = load_published(path, heads=config.model.heads)
+    first = encoder.blocks[0]
+    assert isinstance(first, Block)
+    shape = {
+        "model.items": encoder.n_items,
+        "model.dim": encoder.item_embedding.embedding_dim,
+        "model.layers": len(encoder.blocks),
+        "model.inner": len(first.feed_forward[0].bias),
+        "model.max_len": encoder.max_len,
+        "model.norm": "post",
+        "model.tied": True,
+        "model.mask_row": True,
+        "objective.kind": "sasrec",  # the checkpoint has no augmenters
+    }
+    facts = {"kind": "interactions", "codes": encoder.n_items}
+    return Weights(shape, facts, {"encoder": encoder.state_dict()})
 
 
 def _our_name(key: str) -> str:

@@ -11,15 +11,16 @@ import polars as pl
 from filelock import FileLock
 
 from diptych.errors import DataError
-from diptych.files import digest_of, sync_folder, write_atomically, write_json
+from diptych.files import digest_of, write_atomically, write_json
 from diptych.manifest import FILE as MANIFEST
 from diptych.manifest import Manifest, ManifestEntry, scan, sha256_of
-from diptych.prepared import FACTS, INDEX, Prepared, is_prepared, with_items
+from diptych.prepared import FACTS, INDEX, Prepared, is_prepared, publish, with_items
 from diptych.privacy import pseudonyms
 from diptych_mclrec.check import Survey, survey
 from diptych_mclrec.config import MCLRecConfig
 from diptych_mclrec.events import Ordered
 from diptych_mclrec.read import files_of
+from diptych_mclrec.sample import sample_seed
 from diptych_mclrec.sequences import Sequences, SourceTable
 from diptych_mclrec.store import CODES, EVENTS
 
@@ -66,11 +67,11 @@ def prepare(config: MCLRecConfig, source: Path, target: Path) -> Prepared:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            _write(partial, seen, seen.ordered, config, wanted)
+            _write(partial, source, seen, seen.ordered, config, wanted)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _publish(partial, target)
+        publish(partial, target)
     return Prepared.open(target)
 
 
@@ -89,7 +90,12 @@ def _manifest(config: MCLRecConfig, source: Path) -> Manifest:
 
 
 def _write(
-    folder: Path, seen: Survey, ordered: Ordered, config: MCLRecConfig, wanted: Manifest
+    folder: Path,
+    source: Path,
+    seen: Survey,
+    ordered: Ordered,
+    config: MCLRecConfig,
+    wanted: Manifest,
 ) -> None:
     table = seen.reading.table
     if table is None:
@@ -124,8 +130,11 @@ def _write(
         "baskets": sequences.baskets is not None,
         "times": said,
     }
+    seed = sample_seed(source, sequences, catalogue)
+    if seed is not None:
+        facts["generated"] = seed
     write_json(folder / FACTS, facts)
-    rows = {source.sha256: source.rows for source in table.sources}
+    rows = {one.sha256: one.rows for one in table.sources}
     entries = [{**vars(one), "rows": rows.get(one.sha256, 0)} for one in wanted.sources]
     files = {
         path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST
@@ -175,14 +184,3 @@ def _write_table(path: Path, table: pl.DataFrame) -> None:
         path,
         lambda stream: whole.write_parquet(stream, compression="zstd", row_group_size=ROW_GROUP),
     )
-
-
-def _publish(partial: Path, target: Path) -> None:
-    """Put the finished folder under its name; an older one makes way for it."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.replace(old)
-    partial.replace(target)
-    sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)

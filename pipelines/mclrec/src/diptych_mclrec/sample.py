@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float, Int
 
-from diptych.files import write_atomically, write_json
-from diptych_mclrec.sequences import Sequences
+from diptych.files import read_json, write_atomically, write_json
+from diptych_mclrec.sequences import Catalogue, Sequences
 
 SUCCESSOR_SHARES = (0.45, 0.25, 0.15, 0.10, 0.05)
 NEW_SESSION = 0.4
@@ -139,6 +139,34 @@ def bayes_scores(
     return scores
 
 
+def sample_seed(source: Path, sequences: Sequences, catalogue: Catalogue) -> int | None:
+    """The seed of the sample, where the data are an unchanged one.
+
+    Args:
+        source: Folder of the data.
+        sequences: What was read from it, in ids of the catalogue.
+        catalogue: Its items.
+    """
+    try:
+        truth = read_json(source / TRUTH_FILE)
+        seed = int(truth["seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    demo = make_demo(seed).sequences
+    names = np.array(["", *catalogue.names])[sequences.items]
+    same = np.array_equal(names, [item_name(item) for item in demo.items.tolist()])
+    return seed if same and np.array_equal(sequences.offsets, demo.offsets) else None
+
+
+def item_name(item: int) -> str:
+    """Name of an item in the written sample.
+
+    Args:
+        item: Its id, from 1.
+    """
+    return f"item-{item - 1:03d}"
+
+
 def write_sample(folder: Path, seed: int) -> None:
     """Write the sample as a table with subject_id, item_id and time, beside its truth.
 
@@ -152,7 +180,7 @@ def write_sample(folder: Path, seed: int) -> None:
     table = pl.DataFrame(
         {
             "subject_id": sequences.subjects[sequences.rows],
-            "item_id": [f"item-{item - 1:03d}" for item in sequences.items],
+            "item_id": [item_name(item) for item in sequences.items.tolist()],
             "time": pl.Series(sequences.times, dtype=pl.Datetime("us")),
         }
     )

@@ -216,6 +216,28 @@ class Sequences:
         return all(same(getattr(self, name), getattr(other, name)) for name in names)
 
 
+def joined(first: Sequences, second: Sequences) -> Sequences:
+    """The subjects of one after those of the other.
+
+    Args:
+        first: Sequences.
+        second: Others of the same form.
+    """
+
+    def together(
+        a: NDArray[np.integer] | None, b: NDArray[np.integer] | None
+    ) -> NDArray[np.integer] | None:
+        return None if a is None or b is None else np.concatenate([a, b])
+
+    return Sequences(
+        np.concatenate([first.subjects, second.subjects]),
+        np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
+        np.concatenate([first.items, second.items]),
+        together(first.times, second.times),
+        together(first.baskets, second.baskets),
+    )
+
+
 def number_runs(
     rows: Int[np.ndarray, " events"], keys: Int[np.ndarray, " events"]
 ) -> Int[np.ndarray, " events"]:

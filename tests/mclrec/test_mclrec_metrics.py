@@ -160,7 +160,9 @@ def test_the_best_items_are_those_of_a_sort_with_equal_scores_in_the_order_of_id
     queries = torch.as_tensor(rng.integers(-1, 2, (3, 2))).float()
     weight = torch.as_tensor(rng.integers(-1, 2, (items + 1, 2))).float()
     exclude = [rng.integers(0, items + 1, 3).tolist() for _ in range(3)]
-    ids, scores = tiled_top_items(queries, weight, k, exclude=exclude, tile=tile)
+    ids, scores, total = tiled_top_items(queries, weight, k, exclude=exclude, tile=tile)
+    expected_total = (queries @ weight[1:].t()).logsumexp(1)
+    assert total.numpy() == pytest.approx(expected_total.numpy(), abs=1e-5)
     for row in range(3):
         every = (queries[row] @ weight.t()).tolist()
         left = [i for i in range(1, items + 1) if i not in exclude[row]]

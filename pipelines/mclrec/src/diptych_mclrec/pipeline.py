@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from diptych.contract import Metric, Pipeline, lazy
+from diptych.contract import Metric, Pipeline, Verb, lazy
 from diptych_mclrec.config import COUNTING_BASELINES, MCLRecConfig
+from diptych_mclrec.verbs import ItemsOptions
 
 CUTOFFS = (1, 3, 5, 10, 20, 50, 100)
 PARTS = {
@@ -66,4 +67,12 @@ PIPELINE = Pipeline(
     sample=lazy("diptych_mclrec.sample:write_sample"),
     pictures=lazy("diptych_mclrec.pictures:pictures"),
     export=lazy("diptych_mclrec.export:export"),
+    verbs={
+        "items": Verb(
+            help="Write the item vectors for an index of nearest neighbours.",
+            takes="run",
+            run=lazy("diptych_mclrec.export:export_items"),
+            options=ItemsOptions,
+        ),
+    },
 )

@@ -8,7 +8,6 @@ keyed by the instance's id, whatever the batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -19,6 +18,7 @@ from diptych.randomness import Draw, Ids
 Rng = np.random.Generator | Draw
 OPERATIONS = ("crop", "mask", "reorder")
 RATIOS: Mapping[str, float] = {"crop": 0.5, "mask": 0.5, "reorder": 0.8}
+SHORT = 10  # steps whose draws fit three blocks of the generator
 _PAIRS = np.array([(a, b) for a in range(3) for b in range(3) if a != b])
 
 
@@ -103,25 +103,45 @@ def two_views(
     if isinstance(rng, Draw) and ids is None:
         raise ValueError("two_views: a keyed draw needs ids: pass each history's instance")
     known = np.arange(len(items)) if ids is None else np.asarray(ids, dtype=np.int64)
-    chosen = _uniform(rng, "aug", known, 1)[:, 0]
-    pairs = _PAIRS[(chosen * len(_PAIRS)).astype(np.int64)]
-    views: list[NDArray[Any]] = []
-    for number in (0, 1):
-        operations = np.where(lengths > 1, pairs[:, number], -1)
-        views += _view(items, lengths, operations, rng, f"aug{number + 1}", known, ratios)
-    return views[0], views[1], views[2], views[3]
+    views, new_lengths = (
+        (np.zeros_like(items), np.zeros_like(items)),
+        np.zeros((2, len(items)), int),
+    )
+    short = lengths <= SHORT
+    # most histories are far shorter than the longest, and draws and sorts cost by the column
+    for rows in (np.flatnonzero(short), np.flatnonzero(~short)):
+        if not len(rows):
+            continue
+        width = min(SHORT, items.shape[1]) if short[rows[0]] else items.shape[1]
+        first = _uniform(rng, "aug1", known[rows], width + 2)
+        second = _uniform(rng, "aug2", known[rows], width + 1)
+        pairs = _PAIRS[(first[:, 0] * len(_PAIRS)).astype(np.int64)]
+        operations = np.where(lengths[rows] > 1, pairs.T, -1).ravel()
+        both = np.tile(rows, 2)
+        view, steps = _views(
+            items[both, :width],
+            lengths[both],
+            operations,
+            np.concatenate([first[:, 1:], second]),
+            ratios,
+        )
+        for number, part in enumerate((slice(len(rows)), slice(len(rows), None))):
+            views[number][rows, :width] = view[part]
+            new_lengths[number, rows] = steps[part]
+    return views[0], new_lengths[0], views[1], new_lengths[1]
 
 
-def _view(
+def _views(
     items: NDArray[np.integer],
     lengths: NDArray[np.int64],
     operations: NDArray[np.int64],
-    rng: Rng,
-    purpose: str,
-    ids: NDArray[np.int64],
+    draws: NDArray[np.float64],
     ratios: Mapping[str, float],
 ) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-    """One operation a row: which step comes where, and which steps are nothing."""
+    """One operation a row: which step comes where, and which steps are nothing.
+
+    Of a row's draws the first places its run, the others belong to its steps.
+    """
     width = items.shape[1]
     steps = np.arange(width)
     source = np.tile(steps, (len(items), 1))
@@ -129,23 +149,20 @@ def _view(
     cropped, masked, reordered = (np.flatnonzero(operations == number) for number in range(3))
 
     kept = np.maximum(_part(lengths[cropped], 1 - ratios["crop"]), 1)
-    draws = _uniform(rng, purpose, ids[cropped], 1)
-    source[cropped] += _starts(draws, lengths[cropped], kept)
+    source[cropped] += _starts(draws[cropped], lengths[cropped], kept)
     new_lengths[cropped] = kept
 
     count = _part(lengths[reordered], ratios["reorder"])[:, None]
-    draws = _uniform(rng, purpose, ids[reordered], 1 + width)
-    start = _starts(draws, lengths[reordered], count[:, 0])
+    start = _starts(draws[reordered], lengths[reordered], count[:, 0])
     inside = (steps >= start) & (steps < start + count)
     # the steps of the run sort by a draw within the place of its first step, the others stay
-    source[reordered] = np.argsort(np.where(inside, start + draws[:, 1:], steps), axis=1)
+    source[reordered] = np.argsort(np.where(inside, start + draws[reordered, 1:], steps), axis=1)
 
     hidden = steps >= new_lengths[:, None]
-    draws = _uniform(rng, purpose, ids[masked], width)
-    draws[hidden[masked]] = np.inf
+    marks = np.where(hidden[masked], np.inf, draws[masked, 1:])
     count = _part(lengths[masked], ratios["mask"])[:, None]
-    largest = np.take_along_axis(np.sort(draws, axis=1), np.maximum(count - 1, 0), axis=1)
-    hidden[masked] |= (draws <= largest) & (count > 0)
+    largest = np.take_along_axis(np.sort(marks, axis=1), np.maximum(count - 1, 0), axis=1)
+    hidden[masked] |= (marks <= largest) & (count > 0)
 
     extra = tuple(range(2, items.ndim))
     source = np.expand_dims(np.minimum(source, width - 1), extra)

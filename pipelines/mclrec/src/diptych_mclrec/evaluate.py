@@ -1,7 +1,7 @@
 """Every fit and baseline on the steps of its test part, ranked among all items.
 
 Files beside the tables: ``strata`` (by length of the history and frequency of the target),
-``calibration``, ``examples`` and ``neighbours`` (for pictures).
+``calibration``, ``examples``, ``neighbours`` and ``views`` (for pictures).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from diptych_mclrec.baselines import (
 )
 from diptych_mclrec.config import MCLRecConfig
 from diptych_mclrec.fitting import FITTED, Fitted, divide, from_artifacts, learn, whole
+from diptych_mclrec.geometry import view_geometry
 from diptych_mclrec.metrics import usable_cutoffs
 from diptych_mclrec.model import SequenceEncoder
 from diptych_mclrec.notes import notes_of
@@ -106,7 +107,8 @@ def evaluate(config: MCLRecConfig, prepared: Prepared, trained: Trained) -> Eval
     tested: Tested | None = None
     for fit in own:
         tested = tested or tested_part(config, events, trained, fit)
-        encoder = trained.modules(fit.name)[ENCODER]
+        modules = trained.modules(fit.name)
+        encoder = modules[ENCODER]
         assert isinstance(encoder, SequenceEncoder)
         scorer = network_scorer(encoder, tested.fitted)
         scored = _score(config, tested, fit.method, fit.seed, scorer)
@@ -119,6 +121,7 @@ def evaluate(config: MCLRecConfig, prepared: Prepared, trained: Trained) -> Eval
             files["examples"] = examples(scored, least)
             vectors = encoder.item_weight().detach().cpu().numpy()
             files["neighbours"] = neighbours(vectors, tested.fitted, least)
+            files["views"] = view_geometry(modules, tested.queries, config.views)
             notes += notes_of(config, events, scored, trained.fits)
     if tested is None:
         raise DataError("no fit has a test part: set split.fractions or split.kind")

@@ -148,6 +148,11 @@ def test_each_subject_counts_once_however_many_steps_it_has():
     assert ranking_metrics(ranks, ks=(5,), subjects=subjects)["hr@5"] == 0.5
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 1), (0, 3)])
+def test_no_step_has_no_metrics(shape):
+    assert all(not len(values) for values in step_metrics(np.zeros(shape)).values())
+
+
 def test_cutoffs_that_hold_every_item_are_left_out():
     assert usable_cutoffs((5, 10, 20, 50), 20) == (5, 10)
 

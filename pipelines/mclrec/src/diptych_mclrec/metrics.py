@@ -301,7 +301,7 @@ def step_metrics(
     """
     table = np.asarray(ranks, dtype=np.float64)
     basket = table.ndim == 2
-    table = table.reshape(len(table), -1)
+    table = table if basket else table[:, None]
     known = ~np.isnan(table)
     if not known.any(1).all():
         row = int(np.flatnonzero(~known.any(1))[0])

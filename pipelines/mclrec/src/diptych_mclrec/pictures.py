@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from diptych.prepared import Prepared
 
 MODEL = "MCLRec"
+REFIT = " (train+valid)"  # end of the name of a count that has seen validation
 NORMAL = 1.96  # standard errors that hold 95 %
 HEAD = 10
-LAST_EVENTS = 6  # of a shown history
-WIDTH = 46  # letters of a column of names
+LAST_EVENTS = 5  # of a shown history
+WIDTH = 50  # letters of a column of names
+FEW = 5  # steps below which a bin says nothing
 STRATA = {
     "length of the history": "steps of the history",
     "frequency of the target": "frequency of the target",
@@ -64,8 +66,8 @@ def _name(method: str) -> str:
 
 
 def _order(methods: Sequence[str]) -> list[str]:
-    """The model first, the others as they came."""
-    known = list(dict.fromkeys(methods))
+    """The model first, the others as they came; second fits would only cover the first ones."""
+    known = [method for method in dict.fromkeys(methods) if not method.endswith(REFIT)]
     return sorted(known, key=lambda method: method != "")
 
 
@@ -167,7 +169,8 @@ def _repeats(rows: pl.DataFrame) -> Picture | None:
         one.set_title(f"{words} ({subjects} subjects)", fontsize=10, color=INK)
     axes[0].set_yticks(range(len(methods)), [_name(method) for method in methods])
     axes[0].invert_yaxis()
-    axes[0].set_xlabel(metric.replace("ndcg", "NDCG"), color=INK)
+    for one in axes:
+        one.set_xlabel(metric.replace("ndcg", "NDCG"), color=INK)
     return Picture(
         "repeats",
         "What was there before, and what is new",
@@ -253,7 +256,7 @@ def _gaps(rows: pl.DataFrame) -> Picture | None:
 def _calibration(table: pl.DataFrame | None) -> Picture | None:
     if table is None:
         return None
-    own = table.filter(pl.col("method") == "", pl.col("steps") > 0)
+    own = table.filter(pl.col("method") == "", pl.col("steps") >= FEW)
     sums = pl.col("confidence", "hits") * pl.col("steps")
     bins = own.with_columns(sums).group_by("low", maintain_order=True).agg(
         pl.col("confidence", "hits", "steps").sum()
@@ -274,7 +277,8 @@ def _calibration(table: pl.DataFrame | None) -> Picture | None:
         "calibration",
         "Calibration",
         "How often the first item of a list is what followed, by its probability (softmax over all "
-        "items; bars: 95 %). Above the dashed line the model is too modest.",
+        "items; bars: 95 %; bins below five steps are left out). Above the dashed line the model "
+        "is too modest.",
         figure,
     )
 
@@ -326,7 +330,7 @@ def _examples(table: pl.DataFrame | None) -> Picture | None:
         f"Last known events{words}, what followed, its rank, and the five items ranked first. "
         "Subjects are evenly spread over the tested ones.",
         _text_table(("subject", "history", "followed by", "rank", "expected"), rows,
-                    (11, WIDTH, 26, 5, WIDTH)),
+                    (13, WIDTH, 26, 5, WIDTH)),
     )  # fmt: skip
 
 
@@ -361,7 +365,7 @@ def _text_table(
     ]
     heights = [1 + max(cell.count("\n") for cell in row) for row in cells]
     height = 0.5 + 0.17 * sum(heights) + 0.1 * len(rows)
-    figure = Figure(figsize=(0.078 * sum(widths) + 0.4, height), facecolor="white")
+    figure = Figure(figsize=(0.068 * sum(widths) + 0.3, height), facecolor="white")
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
     axes.set_xlim(0, sum(widths))
@@ -379,7 +383,7 @@ def _text_table(
 
 
 def _two_lines(text: str, width: int) -> str:
-    lines = textwrap.wrap(text, width - 2, break_long_words=True) or [""]
+    lines = textwrap.wrap(text, width - 2, break_on_hyphens=False) or [""]
     if len(lines) > 2:
         lines = [lines[0], lines[1][: width - 4] + " …"]
     return "\n".join(lines)

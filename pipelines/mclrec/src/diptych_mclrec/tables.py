@@ -30,6 +30,17 @@ SCHEMA = {
     "value": pl.Float64,
     "fit": pl.String,
 }
+NAMES = pl.List(pl.String)
+EXAMPLE_SCHEMA = pl.Schema(
+    {
+        "subject": pl.String(),
+        "history": NAMES,
+        "days": pl.List(pl.Float64),
+        "target": NAMES,
+        "top": NAMES,
+        "rank": pl.Float64(),
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +135,13 @@ def strata(scored: Scored) -> list[dict[str, Any]]:
     found = []
     for by, stratum, inside in _strata_masks(queries, scored.fitted):
         chosen = np.where(inside & queries.is_last[:, None], ranks, np.nan)
+        steps = int((~np.isnan(chosen)).any(1).sum())
+        if not steps:
+            continue
         subjects, values = _subject_values(chosen, queries.subject, (HEAD,), scored.fitted.baskets)
         means = {name: float(values[name].mean()) for name in (f"hr@{HEAD}", f"ndcg@{HEAD}")}
-        steps = int((~np.isnan(chosen)).any(1).sum())
         row = {"by": by, "stratum": stratum, "method": scored.method, "fit": scored.seed}
-        if steps:
-            found.append({**row, "steps": steps, "subjects": len(subjects), **means})
+        found.append({**row, "steps": steps, "subjects": len(subjects), **means})
     return found
 
 
@@ -241,11 +253,7 @@ def examples(scored: Scored, min_count: int) -> pl.DataFrame:
                 "rank": float(known.min()) if len(known) else None,
             }
         )
-    schema = {
-        "subject": pl.String, "history": pl.List(pl.String), "days": pl.List(pl.Float64),
-        "target": pl.List(pl.String), "top": pl.List(pl.String), "rank": pl.Float64,
-    }  # fmt: skip
-    return pl.DataFrame(found, schema=schema)
+    return pl.DataFrame(found, schema=EXAMPLE_SCHEMA)
 
 
 def gap_groups(gap: Float[np.ndarray, " Q"]) -> Iterator[tuple[str, Bool[np.ndarray, " Q"]]]:

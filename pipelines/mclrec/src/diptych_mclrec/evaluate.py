@@ -159,6 +159,7 @@ def evaluate_baseline(
     notes: list[str] = []
     for fit in own if name == "blend" else own[:1]:  # only the model depends on the seed
         tested = tested_part(config, events, trained, fit)
+        fits: Mapping[str, Baseline]
         if name == "blend":
             fits, said = _blends(config, trained, fit, tested)
             notes += said

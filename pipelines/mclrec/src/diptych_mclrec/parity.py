@@ -80,7 +80,7 @@ def weights(config: MCLRecConfig, path: Path) -> Weights:
         "model.items": encoder.n_items,
         "model.dim": encoder.item_embedding.embedding_dim,
         "model.layers": len(encoder.blocks),
-        "model.inner": len(first.feed_forward[0].bias),
+        "model.inner": first.feed_forward[0].out_features,
         "model.max_len": encoder.max_len,
         "model.norm": "post",
         "model.tied": True,

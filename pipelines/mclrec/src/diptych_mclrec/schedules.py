@@ -114,10 +114,10 @@ def encoder_terms(networks: Networks, batch: Batch, ctx: StepContext) -> Terms:
     histories = [] if batch.every_step else [(batch.items, batch.lengths)]
     vectors = _encode(networks, [*histories, *_of(views)])
     if batch.every_step:
-        h = networks.encoder(batch.items, batch.lengths, positions="all")
+        h, targets = _every_step(networks, batch)
     else:
-        h = vectors.pop(0)
-    rec, rows = _next_item(networks, batch, h)
+        h, targets = vectors.pop(0), batch.targets
+    rec, rows = _next_item(networks, batch, h, targets), len(h)
     terms = {"rec": rec, "total": rec * _weight(rows, ctx)}
     if views is None:
         return terms
@@ -281,24 +281,36 @@ def _weight(rows: int, ctx: StepContext) -> float:
     return rows * len(everywhere) / max(int(everywhere.sum()), 1)
 
 
-def _next_item(networks: Networks, batch: Batch, h: Tensor) -> tuple[Float[Tensor, ""], int]:
-    """The loss of the objective, and the number of rows it is the mean of."""
+def _every_step(
+    networks: Networks, batch: Batch
+) -> tuple[Float[Tensor, "N H"], Int[Tensor, "N ..."]]:
+    """Vectors and targets of all steps that have one; histories of like length meet."""
+    order = torch.argsort(batch.lengths)
+    parts = order.chunk(networks.length_groups)
+    longest = batch.lengths[torch.stack([part[-1] for part in parts])].tolist()
+    vectors, targets = [], []
+    for part, steps in zip(parts, longest, strict=True):
+        h = networks.encoder(batch.items[part, :steps], batch.lengths[part], positions="all")
+        wanted = batch.targets[part, :steps]
+        known = wanted.flatten(2).any(2) if wanted.dim() > 2 else wanted.ne(0)
+        vectors.append(h[known])
+        targets.append(wanted[known])
+    return torch.cat(vectors), torch.cat(targets)
+
+
+def _next_item(
+    networks: Networks, batch: Batch, h: Float[Tensor, "N H"], targets: Int[Tensor, "N ..."]
+) -> Float[Tensor, ""]:
+    """The loss of the objective, a mean over rows."""
     objective, weight = networks.objective, networks.encoder.item_weight()
-    targets = batch.targets
-    if batch.every_step:
-        h, targets = h.flatten(0, 1), targets.flatten(0, 1)
-        known = targets.reshape(len(targets), -1).ne(0).any(1)
-        h, targets = h[known], targets[known]
     if batch.negatives is None:
-        loss = next_item_loss(h, weight, targets, pad_in_softmax=objective.pad_in_softmax)
-    elif objective.loss == "gbce":
-        loss = gbce_loss(h, weight, targets, batch.negatives, t=objective.gbce_t)
-    else:
-        corrected = objective.sampler != "uniform"
-        loss = sampled_softmax_loss(
-            h, weight, targets, batch.negatives, batch.log_q, correct_target=corrected
-        )
-    return loss, len(h)
+        return next_item_loss(h, weight, targets, pad_in_softmax=objective.pad_in_softmax)
+    if objective.loss == "gbce":
+        return gbce_loss(h, weight, targets, batch.negatives, t=objective.gbce_t)
+    corrected = objective.sampler != "uniform"
+    return sampled_softmax_loss(
+        h, weight, targets, batch.negatives, batch.log_q, correct_target=corrected
+    )
 
 
 def _meta(

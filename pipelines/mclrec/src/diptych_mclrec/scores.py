@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -118,13 +118,17 @@ def rank_all(
         ids = np.arange(start, start + len(part))
         parts.append(_rank_part(scorer, part, settings, policy, draw, ids))
 
-    def joined(name: str) -> NDArray[np.generic]:
+    def joined(name: str) -> NDArray[Any]:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    names = ("kept", "masked", "repeated", "head", "confidence")
-    sampled = None if parts[0].sampled is None else joined("sampled")
     return Ranked(
-        *(joined(name) for name in names), sum(part.tied for part in parts), sampled=sampled
+        joined("kept"),
+        joined("masked"),
+        joined("repeated"),
+        joined("head"),
+        joined("confidence"),
+        sum(part.tied for part in parts),
+        None if parts[0].sampled is None else joined("sampled"),
     )
 
 

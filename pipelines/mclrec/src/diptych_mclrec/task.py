@@ -239,7 +239,9 @@ class MCLRecTask:
         views = self.config.views
         ratios = {"crop": views.crop, "mask": views.mask, "reorder": views.reorder}
         found = two_views(prefixes, end - first, draw, ratios, ids=ids)
-        return Views(*map(torch.from_numpy, found), torch.from_numpy(self._owner[ids]))
+        one, one_steps, other, other_steps = map(torch.from_numpy, found)
+        owners = torch.from_numpy(self._owner[ids])
+        return Views(one, one_steps, other, other_steps, owners)
 
     def _negatives(
         self, ids: NDArray[np.int64], targets: NDArray[np.int64], draw: Draw

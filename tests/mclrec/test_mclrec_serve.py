@@ -10,10 +10,13 @@ import torch
 from tests.mclrec.recommenders import NAMES, fitted, recommender
 
 from diptych.errors import DataError
+from diptych_mclrec.baselines import Markov1
 from diptych_mclrec.histories import list_table
+from diptych_mclrec.metrics import evaluate
 from diptych_mclrec.model import SequenceEncoder
 from diptych_mclrec.sequences import Sequences
 from diptych_mclrec.serve import Recommender
+from diptych_mclrec.split import split_sequences
 
 torch.set_num_threads(1)
 HISTORIES = [["code-3", "code-9"], ["code-1", "code-4", "code-2", "code-8"], ["code-30"]]
@@ -209,6 +212,33 @@ def test_ten_thousand_histories_and_one_pushed_item_are_answered_in_time():
         session.push(name).top(10)
         times.append(time.process_time() - start)
     assert min(times) < 0.005  # others may share the core
+
+
+def test_a_model_and_a_count_are_evaluated_on_a_split_under_both_policies():
+    model = recommender()
+    rng = np.random.default_rng(1)
+    sequences = Sequences.from_lists([rng.integers(1, 31, 6).tolist() for _ in range(25)])
+    split = split_sequences(sequences, "leave_one_out")
+    found = evaluate(model, split, ks=(5, 40))
+    assert set(found["metric"]) == {"mrr", "hr@5", "ndcg@5", "mrr@5"}
+    kept = dict(found.filter(policy="kept").select("metric", "value").rows())
+    hits = [
+        sequences[row][-1] in _ids(model.recommend([_names(sequences[row][:-1])], k=5))
+        for row in range(25)
+    ]
+    assert kept["hr@5"] == pytest.approx(np.mean(hits))
+    repeats = sum(sequences[row][-1] in sequences[row][:-1] for row in range(25))
+    assert found.filter(policy="masked")["steps"][0] == 25 - repeats
+    counted = evaluate(Markov1().fit(split.train, n_items=30), split, ks=(5,))
+    assert counted["value"].is_between(0, 1).all()
+
+
+def _names(ids) -> list[str]:
+    return [NAMES[number - 1] for number in ids]
+
+
+def _ids(ranked: pl.DataFrame) -> list[int]:
+    return [NAMES.index(name) + 1 for name in ranked["item"]]
 
 
 def test_known_items_alone_raise_no_warning():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from diptych.errors import TrainingError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from diptych_mclrec.split import Split
 
 Ties = Literal["pessimistic", "optimistic", "average"]
 KS = (5, 10, 20, 50)
@@ -351,3 +356,53 @@ def ranking_metrics(
         name: float((np.bincount(number, weights=value) / sizes).mean())
         for name, value in values.items()
     }
+
+
+def evaluate(
+    recommender: Any,
+    split: Split,
+    *,
+    ks: Sequence[int] = KS,
+    steps: Literal["last", "all"] = "last",
+    ties: Ties = "pessimistic",
+) -> pl.DataFrame:
+    """Metrics of the test part of a split, with the items of histories as candidates and without.
+
+    Args:
+        recommender: A trained one, or a fitted baseline.
+        split: Of sequences in its ids, from :func:`diptych_mclrec.split.split_sequences`.
+        ks: Cut-offs; those that hold every item are left out.
+        steps: Each subject's last step, or all from its first tested one.
+        ties: As in :meth:`Counts.ranks`.
+
+    Returns:
+        policy ("kept" or "masked"), metric, value (each subject counts once), subjects, steps.
+        Masked leaves out targets that are in the history already.
+
+    Example:
+        ``evaluate(Markov1().fit(split.train), split)``
+    """
+    import polars as pl
+
+    from diptych_mclrec import scores
+    from diptych_mclrec.config import RankingSection
+    from diptych_mclrec.queries import queries_of
+
+    queries = queries_of(split.test, split.test_start, steps)
+    model = getattr(recommender, "ready", recommender)
+    if hasattr(model, "encoder"):
+        scorer, size = scores.network_scorer(model.encoder, model.fitted), model.encoder.n_items
+    else:
+        scorer, size = scores.baseline_scorer(model), len(model.counts) - 1
+    ranked = scores.rank_all(scorer, queries, RankingSection(ties=ties), "keep", size)
+    rows = []
+    for policy, ranks in (("kept", ranked.kept), ("masked", ranked.masked)):
+        left = ~np.isnan(ranks).all(1)
+        if not left.any():
+            continue
+        known = ranks[left] if split.test.baskets is not None else ranks[left, 0]
+        subjects = queries.subject[left]
+        found = ranking_metrics(known, usable_cutoffs(ks, size), subjects=subjects)
+        about = {"subjects": len(np.unique(subjects)), "steps": int(left.sum())}
+        rows += [{"policy": policy, "metric": k, "value": v, **about} for k, v in found.items()]
+    return pl.DataFrame(rows)

@@ -199,8 +199,8 @@ class MCLRecTask:
         )
 
     def train_step(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
-        """The steps of the schedule; without contrast where a batch has a single history."""
-        alone = ctx.group is None and len(batch.lengths) < 2
+        """The steps of the schedule; without contrast where a batch holds no negatives."""
+        alone = ctx.group is None and self._is_alone(batch)
         if alone or ctx.step_index % self.config.objective.contrast_every:
             batch = replace(batch, views=None)
         joint = "joint" in self.optimizers
@@ -229,6 +229,12 @@ class MCLRecTask:
             "notes": notes if rest == 1 and self._contrast else [],
         }
         return {**self.fitted.artifacts(), "training": training}
+
+    def _is_alone(self, batch: Batch) -> bool:
+        if batch.views is None or len(batch.lengths) < 2:
+            return True
+        subjects = batch.views.subjects
+        return self.config.objective.mask_same_subject and bool((subjects == subjects[0]).all())
 
     def _views(self, ids: NDArray[np.int64], draw: Draw) -> Views:
         """Two views of each prefix; of a sequence, of the prefix with a keyed random end."""

@@ -263,7 +263,9 @@ class _Fitting:
         if machinery.scaler is not None and group.scaled:
             machinery.scaler.update()
         if group.skipped:
-            self.skip([item for index in indices for item in source.batches[index]])
+            broken = [name for name, value, _ in logged if not math.isfinite(float(value))]
+            items_of_step = [item for index in indices for item in source.batches[index]]
+            self.skip(items_of_step, list(dict.fromkeys(broken)))
             return
         state.skipped_in_a_row = 0
         for name, value, items in logged:
@@ -274,8 +276,12 @@ class _Fitting:
                     schedule.scheduler.step()
         machinery.keep_buffers()
 
-    def skip(self, items: Sequence[int]) -> None:
+    def skip(self, items: Sequence[int], broken: Sequence[str]) -> None:
         """Count a step that was not finite and undo what it did to batch statistics.
+
+        Args:
+            items: Of the step.
+            broken: Logged values that are not finite; none where only the gradients are not.
 
         Raises:
             TrainingError: It is the third in a row.
@@ -284,9 +290,10 @@ class _Fitting:
         self.machinery.restore_buffers()
         state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + 1
         names = ", ".join(str(item) for item in items)
+        terms = f" ({', '.join(broken)})" if broken else ""
         self.log(
             f"step {state.step} of epoch {state.epoch} was skipped: loss or gradient norm "
-            f"not finite; items {names}"
+            f"not finite{terms}; items {names}"
         )
         if state.skipped_in_a_row < _SKIPS_TO_STOP:
             return
@@ -296,7 +303,7 @@ class _Fitting:
             kept = f"the last good checkpoint is {checkpoint.best(self.folder, 'last').name}"
         raise TrainingError(
             f"{self.label}: {_SKIPS_TO_STOP} steps in a row without a finite loss or gradient "
-            f"norm (up to step {state.step}, epoch {state.epoch}; {kept}): lower optim.lr, set "
+            f"norm{terms} (up to step {state.step}, epoch {state.epoch}; {kept}): lower optim.lr, set "
             "train.clip, or look at the items named in log.txt"
         )
 

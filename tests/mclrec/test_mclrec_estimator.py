@@ -8,7 +8,11 @@ import pytest
 import torch
 from tests.mclrec.tables import write_csv
 
+from diptych import verbs
+from diptych.config import merge
+from diptych_mclrec.config import MCLRecConfig
 from diptych_mclrec.estimator import MCLRecRecommender
+from diptych_mclrec.pipeline import PIPELINE
 
 torch.set_num_threads(1)
 SMALL = {
@@ -73,6 +77,27 @@ def test_a_score_is_the_ndcg_of_the_last_step(fitted):
     assert fitted.score(lists) == pytest.approx(np.mean(expected))
     with pytest.raises(ValueError, match="no history has two known steps"):
         fitted.score([["i2"]])
+
+
+@pytest.mark.slow
+def test_a_run_recommends_and_its_report_names_nobody(tmp_path):
+    rows = [
+        (f"Ann-{row}", item, f"2024-01-{step + 1:02d}")
+        for row, history in enumerate(ring(40))
+        for step, item in enumerate(history)
+    ]
+    source = write_csv(tmp_path / "events.csv", rows)
+    merged = merge(MCLRecConfig(), SMALL | {"evaluate": {"baselines": ["markov1"]}})
+    run = verbs.train(PIPELINE, source, tmp_path / "run", merged)
+    model = MCLRecRecommender.from_run(run)
+    assert model.ready.known is not None
+    name = str(model.ready.known.subjects[0])
+    assert name.startswith("S-")
+    assert model.recommend([name], k=2)["subject"].to_list() == [name, name]
+    report = (run / "report.html").read_text()
+    assert "Single histories" in report
+    assert "Ann-" not in report
+    assert str(tmp_path) not in report
 
 
 def test_an_unfitted_recommender_says_what_to_do():

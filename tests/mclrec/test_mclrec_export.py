@@ -33,8 +33,8 @@ def run_file(out: Path, form: str, items: torch.Tensor, lengths: torch.Tensor) -
 @pytest.mark.parametrize(
     ("form", "what", "baskets"),
     [
-        ("onnx", "topk", False),
         ("pt2", "topk", False),
+        pytest.param("onnx", "topk", False, marks=pytest.mark.slow),
         pytest.param("pt2", "scores", True, marks=pytest.mark.slow),
         pytest.param("onnx", "vector", True, marks=pytest.mark.slow),
     ],

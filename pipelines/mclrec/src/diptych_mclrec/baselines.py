@@ -102,7 +102,7 @@ class Frequency:
 class Markov1:
     """P(next item | item), averaged over the last step, backed off to popularity.
 
-    A pair of neighbouring steps counts 1 / |earlier step| for each pair of their items.
+    A pair of neighbouring steps counts 1 / (items of the earlier one) for each pair of items.
     """
 
     counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))

@@ -1,5 +1,7 @@
 """In which order the encoder and the augmenters learn from one batch.
 
+::
+
     two_stage  encoder with frozen augmenters, then augmenters with the encoder as it now is
                (Qin et al. 2023, algorithm 1)
     official   the same, then the encoder once more on the same batch, as the official code does

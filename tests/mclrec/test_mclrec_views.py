@@ -73,6 +73,19 @@ def test_a_view_does_not_depend_on_the_batch_it_is_drawn_in():
     assert not all(np.array_equal(one, other) for one, other in zip(every, later, strict=True))
 
 
+@pytest.mark.parametrize("row", range(5))
+def test_a_view_does_not_depend_on_the_columns_of_its_batch(row):
+    lengths = np.array([10, 11, 3, 26, 1])  # on both sides of the widths that are drawn together
+    ids = [4, 9, 2, 7, 1]
+    first, n1, second, n2 = two_views(histories(lengths), lengths, DRAW, ids=ids)
+    own = lengths[row]
+    narrow = two_views(histories([own], own), lengths[[row]], DRAW, ids=[ids[row]])
+    for whole, alone in zip((first, second), narrow[::2], strict=True):
+        assert np.array_equal(whole[row, :own], alone[0])
+        assert not whole[row, own:].any()
+    assert (n1[row], n2[row]) == (narrow[1][0], narrow[3][0])
+
+
 def test_baskets_are_moved_and_hidden_whole():
     lengths = np.array([6, 8, 9])
     rows = histories(lengths, 9)

@@ -197,7 +197,7 @@ def test_what_is_not_finite_is_named():
     made = task(config)
     with torch.no_grad():
         made.modules["augmenter_1"].layers[0].weight.fill_(torch.nan)
-    with pytest.raises(TrainingError, match=r"cl2.*lower optim\.lr"):
+    with pytest.raises(TrainingError, match=r"reg.*lower optim\.lr"):
         run(made, config)
 
 

@@ -6,7 +6,7 @@ Files beside the tables: ``strata`` (by length of the history and frequency of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,13 +100,13 @@ def evaluate(config: MCLRecConfig, prepared: Prepared, trained: Trained) -> Eval
         what; for the generated sample a finding where the scores are not credible.
     """
     events = load(prepared)
-    own = [fit for fit in trained.fits if fit.split.test]
+    own = _first_seed_first(config, [fit for fit in trained.fits if fit.split.test])
     found, tables, bins, ranked = [], [], [], []
     files: dict[str, Artifact] = {}
     notes: list[str] = []
     tested: Tested | None = None
     for fit in own:
-        tested = tested or tested_part(config, events, trained, fit)
+        tested = tested or held_out(config, events, trained, fit)
         modules = trained.modules(fit.name)
         encoder = modules[ENCODER]
         assert isinstance(encoder, SequenceEncoder)
@@ -154,11 +154,12 @@ def evaluate_baseline(
     """
     events = load(prepared)
     own = [fit for fit in trained.fits if fit.split.test and not fit.method]
+    own = _first_seed_first(config, own)
     found: list[Scored] = []
     artifacts: dict[str, dict[str, Artifact]] = {}
     notes: list[str] = []
     for fit in own if name == "blend" else own[:1]:  # only the model depends on the seed
-        tested = tested_part(config, events, trained, fit)
+        tested = held_out(config, events, trained, fit)
         fits: Mapping[str, Baseline]
         if name == "blend":
             fits, said = _blends(config, trained, fit, tested)
@@ -186,7 +187,7 @@ def evaluate_baseline(
     )
 
 
-def tested_part(config: MCLRecConfig, events: Events, trained: Trained, fit: Fit) -> Tested:
+def held_out(config: MCLRecConfig, events: Events, trained: Trained, fit: Fit) -> Tested:
     """The steps that a fit is tested on.
 
     Args:
@@ -220,6 +221,11 @@ def tested_part(config: MCLRecConfig, events: Events, trained: Trained, fit: Fit
     cold = split.cold[queries.subject] if split.kind == "global_time" else None
     refit = _refit(split.train, split.valid)
     return Tested(fitted, queries, split.train, refit, valid, cold)
+
+
+def _first_seed_first(config: MCLRecConfig, fits: Sequence[Fit]) -> list[Fit]:
+    """Fits in the order of seeds, the one that predicts before the others."""
+    return sorted(fits, key=lambda fit: fit.seed != config.run.seeds[0])
 
 
 def _published(config: MCLRecConfig, events: Events) -> Fitted:

@@ -109,7 +109,8 @@ def contrastive_regulariser(
         counts = len(z) - torch.bincount(number)[number].to(z.dtype)
         valid = column >= 0
         if not bool(valid.any()):
-            _warn_no_negatives("contrastive_regulariser")
+            if bool(z.isfinite().all()):  # of what is not, nothing is the largest
+                _warn_no_negatives("contrastive_regulariser")
             return _zero(x1, x2)
         return _spread(form, positive[valid], hardest[valid], negative[valid], counts[valid])
 

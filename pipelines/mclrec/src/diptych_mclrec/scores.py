@@ -72,6 +72,7 @@ def network_scorer(encoder: SequenceEncoder, fitted: Fitted) -> Scorer:
         fitted: Of its fit.
     """
 
+    @torch.no_grad()
     def scores(queries: Queries) -> Tensor:
         counts = torch.as_tensor(fitted.counts, dtype=torch.float32)
         found = counts.repeat(len(queries), 1)

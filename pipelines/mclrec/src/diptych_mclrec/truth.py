@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -95,7 +95,7 @@ def judged(
     return Judgement(
         tuple(one.filter(pl.col("table") == "").with_columns(table=pl.lit(BEST)) for one in table),
         (*_notes(means), *_beside(means["model"], sasrec)),
-        _findings(means, len(queries)),
+        findings(means, len(queries)),
     )
 
 
@@ -143,7 +143,13 @@ def _beside(model: dict[str, float], sasrec: Scored | None) -> list[str]:
     ]
 
 
-def _findings(means: dict[str, dict[str, float]], steps: int) -> tuple[Finding, ...]:
+def findings(means: Mapping[str, Mapping[str, float]], steps: int) -> tuple[Finding, ...]:
+    """Errors where a score cannot be right.
+
+    Args:
+        means: "hr@10" and "ndcg@10" of "model", "bayes" and "markov1".
+        steps: Steps that were scored.
+    """
     model, bayes = means["model"], means["bayes"]
     fix = "the installation is suspect: compare the versions that 'diptych doctor' lists"
     problems = [

@@ -38,3 +38,34 @@ def compare(value, leaves, expected, slopes, tolerances):
     found = torch.autograd.grad(value, leaves, materialize_grads=True)
     for own, slope in zip(found, slopes, strict=True):
         torch.testing.assert_close(own.double(), slope, rtol=second, atol=second)
+
+
+def assert_finite_at_any_length(inputs, ours):
+    """Every second row of the first input is zero, tiny or huge: loss and gradients are finite."""
+    for size in (0.0, 1e-20, 1e20):
+        leaves = [value.detach().float() for value in inputs]
+        leaves[0].flatten(0, -2)[::2] *= size
+        leaves = [value.requires_grad_() for value in leaves]
+        value = ours(*leaves)
+        assert bool(value.isfinite())
+        slopes = torch.autograd.grad(value, leaves, materialize_grads=True)
+        assert all(bool(slope.isfinite().all()) for slope in slopes)
+
+
+def assert_same_under_autocast(inputs, ours, *, twice=True, tolerance=1e-5):
+    """Compare ``ours(*inputs)`` in float32 with itself under bfloat16 autocast, backward as well.
+
+    ``twice`` compares the gradient of the squared gradient too.
+    """
+    results = []
+    for on in (False, True):
+        leaves = [value.detach().float().requires_grad_() for value in inputs]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+            value = ours(*leaves)
+            found = torch.autograd.grad(value, leaves, create_graph=twice, materialize_grads=True)
+            if twice:
+                squares = sum(slope.square().sum() for slope in found)
+                found += torch.autograd.grad(squares, leaves, materialize_grads=True)
+        results.append([value, *found])
+    for plain, under in zip(*results, strict=True):
+        torch.testing.assert_close(under, plain, rtol=tolerance, atol=tolerance)

@@ -5,7 +5,12 @@ from functools import partial
 import pytest
 import torch
 from tests.contrast import loops_cluster as loops
-from tests.contrast.equal import assert_equals_loop, every_size
+from tests.contrast.equal import (
+    assert_equals_loop,
+    assert_finite_at_any_length,
+    assert_same_under_autocast,
+    every_size,
+)
 from torch import Tensor
 
 import diptych_contrast as dc
@@ -35,6 +40,12 @@ def test_sinkhorn_equals_the_scaling_of_exponentials(shape, n_iter):
     torch.testing.assert_close(official, expected, rtol=1e-9, atol=1e-12)
     single = dc.sinkhorn(scores.float(), 0.05, n_iter)
     torch.testing.assert_close(single.double(), expected, rtol=2e-5, atol=1e-6)
+
+
+def test_sinkhorn_on_logarithms_equals_the_scaling_of_exponentials():
+    scores = cosines(0, 20, 6)  # up to 500 over epsilon: only float64 holds the exponentials
+    expected = loops.sinkhorn(scores, 0.002, 3)
+    torch.testing.assert_close(dc.sinkhorn(scores, 0.002), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -136,6 +147,18 @@ def test_reductions_and_half_precision_agree_with_the_mean(name):
         value = ours(single)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, ours(single), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_under_autocast_keeps_single_precision(name):
+    z, ours, _ = CASES[name](3, 5, 7, 0)
+    assert_same_under_autocast(z, lambda *x: ours(x))
+
+
+@pytest.mark.parametrize("name", ["proto_nce", "proto_nce-queue"])
+def test_rows_of_any_length_give_finite_loss_and_gradient(name):
+    z, ours, _ = CASES[name](3, 9, 7, 0)
+    assert_finite_at_any_length(z, lambda *x: ours(x))
 
 
 @pytest.mark.parametrize("name", ["swav_loss", "proto_nce"])

@@ -241,10 +241,9 @@ def test_thirds_need_a_count_for_every_class():
         dc.cluster_accuracy(Y, Y, counts=torch.ones(1))
 
 
-@pytest.mark.parametrize("parity", [None, "official"])
-def test_the_dense_references_give_the_same(parity):
+def test_the_dense_references_give_the_same():
     table, views = dc.losses(), draw(0, 2, 4, 3)
-    options = {"labels": torch.tensor([0, -1, 1, -1]), "parity": parity}
+    options = {"labels": torch.tensor([0, -1, 1, -1])}
     given = (views, P.double(), 0.2)
     expected = table["soft_con"].reference(*given, **options)
     torch.testing.assert_close(dc.soft_con(*given, **options), expected)

@@ -30,7 +30,7 @@ def test_every_preset_embeds_features_of_any_length(name):
 
 
 def test_an_unknown_head_is_refused_with_the_nearest_name():
-    with pytest.raises(ContrastInputError, match="nearest: moco_v2"):
+    with pytest.raises(ContrastInputError, match="did you mean 'moco_v2'"):
         head("moco2", 8)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.contrast import loops_multiview as loops
 from tests.contrast import references
-from tests.contrast.equal import assert_equals_loop, every_size
+from tests.contrast.equal import assert_equals_loop, assert_same_under_autocast, every_size
 from torch import Tensor
 
 import diptych_contrast as dc
@@ -184,6 +184,13 @@ def test_half_precision_is_computed_in_float32(name, dtype):
         value, CASES[name][0](half.detach().float(), temperature=0.3), rtol=1e-5, atol=1e-5
     )
     assert torch.autograd.grad(value, half)[0].dtype == dtype
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_under_autocast_keeps_single_precision(name):
+    for tile in (5, "auto"):
+        loss = partial(CASES[name][0], temperature=0.3, tile=tile)
+        assert_same_under_autocast([draw(7, 3, 9, 8)], loss)
 
 
 @pytest.mark.parametrize("name", CASES)

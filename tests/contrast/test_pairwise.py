@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from tests.contrast import references as loops
-from tests.contrast.equal import assert_equals_loop, every_size
+from tests.contrast.equal import assert_equals_loop, assert_same_under_autocast, every_size
 from torch import Tensor
 
 import diptych_contrast as dc
@@ -237,6 +238,18 @@ def test_nt_xent_equals_lightly(n, expected):
     assert dc.nt_xent(z1, z2, 0.1).item() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("n", "expected"), [(256, 6.668575), (4096, 9.403116)])
+def test_dcl_equals_lightly(n, expected):
+    z1, z2, _ = peers_input(n)
+    assert dc.dcl(z1, z2, 0.1).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(256, 5.244523), (4096, 5.237964)])
+def test_swav_equals_lightly(n, expected):
+    z1, z2, _ = peers_input(n)
+    assert dc.swav_loss((z1, z2)).item() == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize(("n", "expected"), [(256, 6.632187), (4096, 9.399376)])
 def test_sup_con_equals_pytorch_metric_learning(n, expected):
     z1, z2, labels = peers_input(n)
@@ -366,16 +379,10 @@ def test_half_precision_is_computed_in_float32(name, dtype):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_single_precision_is_the_same_under_autocast(name):
+def test_a_step_under_autocast_keeps_single_precision(name):
     inputs, ours, _ = CASES[name](12, 8, torch.Generator().manual_seed(6))
-    leaves = [value.float().requires_grad_() for value in inputs]
-    plain = ours(*leaves)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = ours(*leaves)
-    torch.testing.assert_close(value, plain, rtol=1e-5, atol=1e-5)
-    slopes = torch.autograd.grad(value, leaves)
-    for slope, expected in zip(slopes, torch.autograd.grad(plain, leaves), strict=True):
-        torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-5)
+    for how in ({"tile": 5}, {"tile": "auto"}, {"backend": "dense"}):
+        assert_same_under_autocast(inputs, partial(ours, **how))
 
 
 def test_a_learned_temperature_gets_its_gradient():

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from tests.contrast import loops_pairwise as loops
-from tests.contrast.equal import assert_equals_loop, every_size
+from tests.contrast.equal import assert_equals_loop, assert_same_under_autocast, every_size
 from torch import Tensor
 
 import diptych_contrast as dc
@@ -202,7 +202,14 @@ def test_two_small_views_can_be_differentiated_twice(loss):
     torch.autograd.gradgradcheck(alone, z[0].detach().requires_grad_())
 
 
-def test_a_backward_pass_under_autocast_keeps_single_precision():
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_under_autocast_keeps_single_precision(name):
+    inputs, ours, _ = CASES[name](12, 8, torch.Generator().manual_seed(6))
+    for tile in (5, "auto"):
+        assert_same_under_autocast(inputs, partial(ours, tile=tile))
+
+
+def test_a_backward_pass_alone_under_autocast_keeps_single_precision():
     z = draw(torch.Generator().manual_seed(0), 2, 9, 5).float().requires_grad_()
     loss = dc.nt_xent(*z, 0.3)
     (expected,) = torch.autograd.grad(loss, z, retain_graph=True)

@@ -1,11 +1,12 @@
 """SepCLR: its terms, its independence term, its disentangling variant, and what it separates."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
-from tests.contrast.equal import assert_equals_loop, every_size
+from tests.contrast.equal import assert_equals_loop, assert_same_under_autocast, every_size
 from torch import Tensor
 
 import diptych_contrast as dc
@@ -76,6 +77,13 @@ def test_the_parts_are_the_terms_before_their_weights():
     torch.testing.assert_close(single.double(), value, rtol=2e-6, atol=2e-6)
 
 
+def test_a_step_under_autocast_keeps_single_precision():
+    target = torch.arange(9) % 2
+    for tile in (4, "auto"):
+        loss = lambda c, s, tile=tile: dc.sep_clr(c, s, target, tile=tile)[0]  # noqa: E731
+        assert_same_under_autocast([draw(0, 2, 9, 8), draw(1, 2, 9, 3)], loss)
+
+
 def test_the_registered_reference_is_the_loss():
     c, s, y = draw(2, 2, 9, 4), draw(3, 2, 9, 3), torch.arange(9) % 2
     spec = dc.losses()["sep_clr"]
@@ -114,6 +122,29 @@ def test_common_rows_of_any_length_give_finite_loss_and_gradient(size):
     value, _ = dc.sep_clr(c, s, torch.arange(6) % 2)
     assert math.isfinite(value.item())
     assert all(bool(x.isfinite().all()) for x in torch.autograd.grad(value, (c, s)))
+
+
+@pytest.mark.parametrize("size", [1e9, 1e20])
+def test_vectors_that_are_never_normalised_are_finite_or_refused_at_any_length(size):
+    c, s, y = draw(8, 2, 6, 3).float(), draw(9, 2, 6, 2).float(), torch.arange(6) % 2
+    for call in (
+        lambda z: dc.sep_clr(c, size * z, y)[0],
+        lambda z: dc.sep_clr(size * z, s, y, normalize=False)[0],
+        lambda z: dc.joint_entropy(c[0], size * z[0]),
+        lambda z: dc.sup_alignment(size * z[0], s[0]),
+        lambda z: dc.uniformity(size * z[0], normalize=False),
+        lambda z: dc.alignment(*(size * z), normalize=False),
+    ):
+        leaf = s.clone().requires_grad_()
+        if size > 1e10:
+            with pytest.raises(dc.ContrastInputError, match="whose square may overflow"):
+                call(leaf)
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*longer than 100")
+                value = call(leaf)
+            assert math.isfinite(value.item())
+            assert bool(torch.autograd.grad(value, leaf)[0].isfinite().all())
 
 
 # The two published pieces.

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
+from diptych.config import resolve
 from diptych.contract import Fit
 from diptych.prepared import Prepared
 from diptych.split import Split
@@ -219,6 +220,8 @@ def test_a_run_names_every_fit_and_within_subject_adds_final_models() -> None:
     assert {"final", "final-S-0", "final-S-1"} <= set(names)
     finals = [fit for fit in plan(config, prepared) if fit.name.startswith("final")]
     assert all(not fit.split.test and fit.seed == 3 for fit in finals)
+    epochs = {fit.name: resolve(config, fit).train.epochs for fit in finals}
+    assert epochs == {"final": 12, "final-S-0": 60, "final-S-1": 60}
 
 
 def test_inner_validation_adds_fits_before_those_that_use_them() -> None:

@@ -73,6 +73,8 @@ def phantom_study(index: int, scheme: str | None = "zones4", seed: int = 0) -> P
     label = phantom.label.array
     if scheme == "pz_tz":
         label = np.where(label > 2, 2, label)
+    elif scheme == "gland":
+        label = (label > 0).astype(np.uint8)
     image = phantom.image.array.astype(np.float32)
     known = None if scheme is None else label
     return study_of(image, known, scheme or "zones4", phantom.image.affine)

@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 from scipy import ndimage
-from tests.pirads.volumes import affine, texture, two_zones, write_manifest, write_nifti
+from tests.pirads.volumes import (
+    affine,
+    texture,
+    two_zones,
+    write_dicom,
+    write_manifest,
+    write_nifti,
+)
 
 from diptych.config import merge
 from diptych.errors import UsageError
@@ -19,7 +27,7 @@ from diptych_pirads.check_label import solidity
 from diptych_pirads.config import PiradsConfig
 from diptych_pirads.geometry import Volume, crop_pad
 from diptych_pirads.label_files import open_label
-from diptych_pirads.layout import Study
+from diptych_pirads.layout import Study, read_manifest
 from diptych_pirads.read import read_volume
 from diptych_pirads.sample import write_dataset
 
@@ -210,6 +218,42 @@ def test_a_file_that_is_no_manifest_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "studies.csv").write_text(text)
     assert {f.code for f in check(CONFIG, tmp_path / "studies.csv")} <= {"E100", "I100"}
     assert check(CONFIG, tmp_path / "studies.csv").errors
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_table_from_any_spreadsheet_is_read(tmp_path: Path, separator: str) -> None:
+    write_nifti(tmp_path / "t2.nii", texture())
+    write_nifti(tmp_path / "zones.nii", two_zones())
+    lines = ["\ufeffSubject_ID, study_id ,T2,label,scheme", "P,S,t2.nii,zones.nii,pz_tz"]
+    text = "\r\n".join(lines).replace(",", separator)
+    (tmp_path / "studies.csv").write_text(text, encoding="utf-8")
+    (study,), findings = read_manifest(tmp_path / "studies.csv")
+    assert not findings
+    assert (study.subject, study.study, study.scheme) == ("P", "S", "pz_tz")
+    assert check_manifest(tmp_path / "studies.csv") == []
+    text = text.replace(f"Scheme{separator}", "").replace("scheme", "psa").replace("pz_tz", "7,1")
+    (tmp_path / "studies.csv").write_text(text, encoding="utf-8")
+    (finding,) = read_manifest(tmp_path / "studies.csv")[1]
+    assert "decimal point" in finding.fix
+
+
+def test_series_of_different_frames_of_reference_are_told(tmp_path: Path) -> None:
+    v = Volume(texture(), affine())
+    for name, uid in (("t2", "1.2.1"), ("adc", "1.2.2"), ("hbv", "1.2.3")):
+        write_dicom(tmp_path / name, v, uid=uid)
+    for path in (tmp_path / "adc").iterdir():
+        slice_ = pydicom.dcmread(path)
+        slice_.FrameOfReferenceUID = "1.2.3.5"
+        slice_.save_as(path)
+    findings = list(run(tmp_path, t2="t2", adc="adc", hbv="hbv"))
+    assert [f.where for f in findings if f.code == "W126"] == ["adc"]
+    one = next((tmp_path / "hbv").iterdir())
+    slice_ = pydicom.dcmread(one)
+    slice_.FrameOfReferenceUID = "1.2.3.5"
+    slice_.save_as(one)
+    (error,) = run(tmp_path, t2="t2", hbv="hbv").errors
+    assert (error.code, error.where) == ("E113", "hbv")
+    assert "frames of reference" in error.found
 
 
 def test_copies_and_a_subject_in_two_splits_are_errors(tmp_path: Path) -> None:

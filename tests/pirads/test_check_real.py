@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK
+from scipy import stats
 from tests.pirads.masks import mask, studies_of_one_grid
 from tests.pirads.volumes import real_data, write_manifest
 
@@ -191,6 +192,9 @@ def test_zones_of_a_real_image_have_their_known_intensities() -> None:
         voxels = image.array[zones == value]
         assert voxels.mean() == pytest.approx(mean, abs=1)
         assert voxels.std() == pytest.approx(deviation, abs=1)
+    pz, tz = image.array[zones == 1], image.array[zones == 2]
+    order = stats.mannwhitneyu(pz, tz).statistic / (len(pz) * len(tz))
+    assert order == pytest.approx(0.791, abs=2e-3)  # so much does intensity alone tell
 
 
 def test_one_study_of_two_data_sets_is_refused_across_splits(tmp_path: Path) -> None:

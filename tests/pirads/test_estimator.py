@@ -12,6 +12,7 @@ from diptych_pirads.estimator import ZonalSegmenter
 from diptych_pirads.sample import write_dataset
 
 TINY = {
+    "data.normalize.mode": "nyul",
     "data.geometry": {"spacing": [6.0, 2.0, 2.0], "size": [8, 32, 32]},
     "model.base": 2,
     "train.epochs": 1,

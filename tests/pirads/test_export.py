@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,9 @@ def test_the_exported_graph_agrees_with_the_network(
     else:
         found = torch.export.load(out).module()(x).detach().numpy()
     assert np.abs(found - expected).max() < 1e-4
+    written = out.read_bytes()  # which is not packed in either form
+    for place in (sys.prefix, str(Path(__file__).parents[2])):
+        assert place.encode() not in written
 
 
 def test_prepared_crops_check_the_export() -> None:

@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.pirads.masks import mask
 from tests.pirads.reading_network import CONFIG, FACTS, Reader, use_readers
+from tests.pirads.volumes import real_data
 
 from diptych.config import merge
 from diptych_pirads.geometry import Volume, resample
-from diptych_pirads.infer import segment, study_features
+from diptych_pirads.infer import count_pieces, segment
 from diptych_pirads.labels import DPU, PZ, ZONES
 from diptych_pirads.metrics import dice
 from diptych_pirads.phantom import make_phantom
 from diptych_pirads.prepare import PreparedStudy
+from diptych_pirads.read import read_volume
 
 STILL = merge(CONFIG, {"data.crop.center": "volume"})
 
@@ -109,13 +112,37 @@ def test_disagreement_is_one_minus_the_dice_of_the_paths() -> None:
 def test_islands_are_counted_and_do_not_reach_the_zones() -> None:
     label = make_phantom(0, 5).label
     array = label.array.copy()
-    array[1, 1:4, 1:4] = DPU
+    array[1, 1:8, 1:8] = DPU
     found = segment(Reader(), study_of(label.with_array(array)), CONFIG, FACTS)
     assert found.components == 2
-    assert not found.zones.array[:3, :10, :10].any()
+    assert not found.zones.array[:3, :18, :18].any()
     kept = merge(CONFIG, {"predict.postprocess": "none"})
     raw = segment(Reader(), study_of(label.with_array(array)), kept, FACTS)
     assert raw.zones.array[1, 4, 4] == DPU
+
+
+def test_crumbs_are_no_pieces_and_a_gland_however_small_is_one() -> None:
+    label = make_phantom(0, 5).label
+    array = label.array.copy()
+    array[1, 1:4, 1:12] = DPU  # 33 voxels of 0.003 mL, just under a tenth
+    study = study_of(label.with_array(array))
+    assert segment(Reader(), study, CONFIG, FACTS).components == 1
+    exact = merge(CONFIG, {"predict.least_piece_ml": 0.0})
+    assert segment(Reader(), study, exact, FACTS).components == 2
+    crumb = np.zeros_like(array, bool)
+    assert count_pieces(crumb, 0.003, 0.1) == 0
+    crumb[3, 3, 3] = crumb[5, 5, 5] = True
+    assert count_pieces(crumb, 0.003, 0.1) == 1
+
+
+@pytest.mark.data
+def test_a_public_mask_with_a_slip_of_the_pen_is_one_piece() -> None:
+    slip = read_volume(real_data() / "bad" / "b14_island.nii.gz")  # 16 voxels beside the gland
+    counts = [count_pieces(slip.array > 0, slip.voxel_ml, least) for least in (0.0, 0.1)]
+    assert counts == [2, 1]
+    for name in ("10000_1000000", "10699_1000715"):
+        whole = mask("zonal_yuan23", name)
+        assert count_pieces(whole.array > 0, whole.voxel_ml, 0.0) == 1
 
 
 def test_a_series_without_gland_gives_no_zones_and_no_number() -> None:
@@ -146,10 +173,3 @@ def test_a_network_in_training_goes_on_training() -> None:
     network = Reader()
     segment(network.train(), study_of(make_phantom(0, 9).label), CONFIG, FACTS)
     assert network.training
-
-
-def test_features_alone_are_those_of_the_segmentation() -> None:
-    study = study_of(off_center())
-    network = Reader()
-    alone = study_features(network, study, CONFIG, FACTS["size"])
-    assert np.array_equal(alone, segment(network, study, CONFIG, FACTS).features)

@@ -15,6 +15,7 @@ from diptych import installed
 from diptych.cli import run
 from diptych.errors import DataError, UsageError
 from diptych_pirads.measure import measure, measure_pair
+from diptych_pirads.phantom import make_phantom
 from diptych_pirads.verbs import MeasureOptions
 
 
@@ -103,3 +104,16 @@ def test_two_public_readers_differ_by_the_known_figures() -> None:
     assert row["hd95/pz"] == pytest.approx(3.000, abs=1e-3)
     assert row["masd/tz"] == pytest.approx(0.936, abs=1e-3)
     assert row["hd95/tz"] == pytest.approx(3.742, abs=1e-3)
+
+
+def test_a_label_of_another_scheme_names_the_option_that_sets_it(tmp_path: Path) -> None:
+    label = make_phantom(0, 0).label
+    for name in ("pred.nii", "ref.nii"):
+        write_nifti(tmp_path / name, label.array, label.affine)
+    pred, ref = tmp_path / "pred.nii", tmp_path / "ref.nii"
+    options = MeasureOptions(pred=pred, ref=ref, scheme="zones4", pred_scheme="pz_tz")
+    (finding,) = measure(None, None, options).errors
+    assert (finding.code, finding.where) == ("E105", "pred.nii")
+    assert "--pred-scheme" in finding.fix
+    guessed = measure(None, None, MeasureOptions(pred=pred, ref=ref))
+    assert {one.fix.rpartition(" ")[2] for one in guessed} == {"--scheme", "--pred-scheme"}

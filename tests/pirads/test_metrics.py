@@ -12,6 +12,7 @@ from diptych_pirads.geometry import Volume
 from diptych_pirads.labels import scheme_of_segments
 from diptych_pirads.metrics import (
     Conventions,
+    bootstrap,
     centerline_distance,
     dice,
     evaluate_case,
@@ -295,3 +296,29 @@ def test_masks_on_different_grids_are_compared_in_patient_space() -> None:
             mask("zonal_hevi23", study), mask("zonal_yuan23", study), "pz_tz", "pz_tz"
         )
         assert row["dice/gland"] == pytest.approx(overlap, abs=2e-3)
+
+
+def test_a_patients_studies_are_averaged_before_patients_are_resampled() -> None:
+    draw = np.random.default_rng(1)
+    values, subjects = list(draw.normal(0.8, 0.05, 40)), [f"P{k // 2}" for k in range(40)]
+    found = bootstrap([*values, math.nan], [*subjects, "P99"])
+    means = np.reshape(values, (20, 2)).mean(axis=1)
+    assert found.n == 20
+    assert found.value == pytest.approx(means.mean())
+    assert found.low is not None
+    assert found.high is not None
+    # Twenty means: the percentile interval is the normal one to a tenth of its half-width.
+    half = 1.96 * means.std() / math.sqrt(20)
+    assert found.low == pytest.approx(means.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(means.mean() + half, abs=0.1 * half)
+    assert bootstrap(values, subjects, seed=0) == bootstrap(values, subjects)
+    assert bootstrap(values, subjects, seed=1) != bootstrap(values, subjects)
+
+
+def test_what_cannot_be_resampled_has_no_interval_and_says_why() -> None:
+    assert bootstrap([0.7, 0.9], ["a", "a"]).value == pytest.approx(0.8)
+    assert bootstrap([0.7, 0.9], ["a", "a"]).low is None
+    assert "one subject" in str(bootstrap([0.7, 0.9], ["a", "a"]).reason)
+    assert bootstrap([math.nan], ["a"]).value is None
+    with pytest.raises(ValueError, match="argument"):
+        bootstrap([0.7], ["a", "b"])

@@ -111,6 +111,10 @@ def test_every_image_of_a_folder_is_a_study(tmp_path: Path) -> None:
     assert not predict(CONFIG, Fitted(Reader()), tmp_path / "images", tmp_path / "out").errors
     table = pl.read_parquet(tmp_path / "out" / "zones.parquet")
     assert table.select("study", "subject").rows() == [("p1", "p1"), ("p2", "p2")]
+    kinds = {name: table.schema[name] for name in ("psa_ng_ml", "novelty_percentile")}
+    assert set(kinds.values()) == {pl.Float64}  # though they hold nothing
+    assert table.schema["psa_density_raised"] == pl.Boolean
+    assert table.schema["review_because"] == pl.String
 
 
 def test_nothing_is_written_where_every_study_is_bad(tmp_path: Path) -> None:

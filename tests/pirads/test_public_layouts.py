@@ -11,6 +11,7 @@ from tests.pirads.volumes import affine, texture, two_zones, write_dicom, write_
 from diptych.errors import UsageError
 from diptych_pirads.geometry import Volume
 from diptych_pirads.layout import Study, read_manifest
+from diptych_pirads.phantom import make_phantom
 from diptych_pirads.public_layouts import layout
 from diptych_pirads.read import open_volume
 from diptych_pirads.verbs import LayoutOptions
@@ -114,6 +115,24 @@ def test_dicom_folders_name_the_patients_and_no_header_does(tmp_path: Path) -> N
     studies = laid_out(tmp_path, "dicom")
     assert [(one.subject, one.study) for one in studies] == [("A", "A_one"), ("B", "B")]
     assert "Phantom" not in (tmp_path / "manifest" / "studies.csv").read_text()
+
+
+@pytest.mark.parametrize("kind", ["picai", "msd05", "prostate158", "prostatex-meyer"])
+def test_a_folder_of_another_layout_is_told_what_is_sought(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "data").mkdir()
+    options = LayoutOptions.model_validate({"kind": kind, "out": tmp_path / "studies.csv"})
+    (finding,) = layout(None, tmp_path / "data", options).errors
+    assert "there is no " in finding.found
+    assert not (tmp_path / "studies.csv").exists()
+
+
+def test_a_description_that_fits_no_series_is_told_those_that_there_are(tmp_path: Path) -> None:
+    image = make_phantom(0, 0).image
+    write_dicom(tmp_path / "data", image, uid="1.2.3.4", description="AX T2 FRFSE")
+    options = LayoutOptions.model_validate({"kind": "dicom", "out": tmp_path / "studies.csv"})
+    (finding,) = layout(None, tmp_path / "data", options).errors
+    assert "'AX T2 FRFSE'" in finding.found
+    assert "--series" in finding.found
 
 
 def test_nothing_is_written_into_the_data_or_over_a_manifest(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from diptych.split import Split
 from diptych_pirads.config import PiradsConfig
 from diptych_pirads.labels import SCHEMES, UNSEEN
 from diptych_pirads.model import AnisoUNet, DualPathNet
+from diptych_pirads.optimization import follow, schedules
 from diptych_pirads.prepare import PreparedStudy
 from diptych_pirads.store import study
 from diptych_pirads.task import (
@@ -30,10 +31,8 @@ from diptych_pirads.task import (
     MODEL,
     PiradsTask,
     build,
-    follow,
     modules,
     rows_of,
-    schedules,
     zone_scores,
 )
 
@@ -45,6 +44,7 @@ SMALL: dict[str, Any] = {
     "model.base": 2,
     "train.epochs": 4,
     "train.ema": 0.9,
+    "objective.co.per_step": 2,
     "data.geometry.size": list(SIZE),
     "run.device": "cpu",
 }
@@ -209,6 +209,49 @@ def test_every_network_takes_a_step(
     assert np.mean(moved) > 0.7  # biases before a normalisation stay
 
 
+@pytest.mark.parametrize(
+    ("name", "share"), [("dualpath", "encoder"), ("dualpath", "none"), ("aniso", "none")]
+)
+def test_one_kind_of_crops_after_the_other_has_the_gradient_of_all_together(
+    prepared: Prepared, name: str, share: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diptych_pirads.task._LARGE", 1)
+    task = task_of(
+        prepared,
+        "stage-2",
+        name,
+        model__dropout=0,
+        model__share=share,
+        train__ema=None,
+        objective__tasks__reconstruct=0.1,
+    )
+    net = task.network.double()
+    loaded = task.load([0, 5, 1, 7], 3, Draw(1).at(3))
+    other = None if loaded.other is None else loaded.other.double()
+    batch = loaded._replace(image=loaded.image.double(), other=other)
+    ctx: Any = Context(net)
+    assert len(task._passes(batch, ctx)) == 2
+    together = task._losses(batch, ctx)
+    together["total"].backward()
+    expected = [p.grad for p in net.parameters()]
+    apart = task.train_step(batch, ctx)
+    for name, loss in together.items():
+        assert apart[name].item() == pytest.approx(loss.item(), rel=1e-6), name
+    for p, gradient in zip(net.parameters(), expected, strict=True):
+        assert p.grad is not None
+        assert gradient is not None
+        assert torch.allclose(p.grad, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_statistics_are_those_of_all_crops(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diptych_pirads.task._LARGE", 1)
+    task = task_of(prepared, "stage-2", model__norm="batch")
+    batch = task.load([0, 5, 1, 7], 3, Draw(1).at(3))
+    assert len(task._passes(batch, Context(task.network))) == 1  # type: ignore[arg-type]
+
+
 def test_partly_labelled_crops_move_the_network_by_their_weight(prepared: Prepared) -> None:
     task = task_of(prepared, model__dropout=0)
     whole = task._losses(task.load([0, 5], 3, Draw(1).at(3)), Context(task.network))  # type: ignore
@@ -245,6 +288,7 @@ def test_averaged_weights_follow_and_predict(prepared: Prepared) -> None:
 def test_an_interrupted_fit_goes_on_bit_identically(
     prepared: Prepared, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("diptych_pirads.task._LARGE", 1)  # one kind of crops after the other
     whole, cut, again = (task_of(prepared, stage, train__epochs=2) for _ in range(3))
     result = fit(whole, settings(whole), tmp_path / "whole")
     step = PiradsTask.train_step

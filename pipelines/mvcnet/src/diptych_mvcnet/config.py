@@ -410,6 +410,11 @@ class MVCNetTrainSection(TrainSection):
         description="The last 20 % of each class of the training part choose the number of "
         "epochs in a fit NAME/inner before NAME is trained on all of it.",
     )
+    group_epochs: PositiveInt = Field(
+        12,
+        description="Where each participant is split alone: most epochs of the fit `final` over "
+        "all of them, whose epochs are many times longer; as recipe loso.",
+    )
 
 
 class MVCNetSplitSection(SplitSection):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diptych.contract import Evaluation, Facts, Payload, Picture
+from diptych.report.look import COLOURS, INK, LINE, SOFT, figure_of_axes
 from diptych_mvcnet.baselines import band_pass
 from diptych_mvcnet.config import MVCNetConfig
 from diptych_mvcnet.montage import standard_montage
@@ -18,8 +18,6 @@ from diptych_mvcnet.montage import standard_montage
 if TYPE_CHECKING:
     from diptych.prepared import Prepared
 
-INK, SOFT, LINE = "#1f2430", "#6b7280", "#d9dde3"
-COLOURS = ("#0b6bb8", "#d1582a", "#3f8f5f", "#8257b8", "#b8860b", "#2b9aa0", "#a03a6a")
 MU_HZ = (8.0, 13.0)
 SHOWN_CHANNELS = ("C3", "Cz", "C4")
 SHOWN_FILTERS = 8
@@ -49,22 +47,6 @@ def pictures(config: MVCNetConfig, prepared: Prepared, evaluation: Evaluation) -
     return [picture for picture in drawn if picture is not None]
 
 
-def _axes(width: float, height: float, **layout: Any) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(**layout)
-    for one in np.atleast_1d(axes).ravel():
-        _tidy(one)
-    return figure, axes
-
-
-def _tidy(axes: Axes) -> None:
-    axes.tick_params(colors=SOFT, length=0, labelsize=9)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(LINE)
-    axes.grid(axis="y", color=LINE, linewidth=0.7)
-    axes.set_axisbelow(True)
-
-
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
@@ -81,7 +63,7 @@ def _accuracies(evaluation: Evaluation) -> Picture:
     own = tables["mvcnet"].sort("accuracy", "subject")
     subjects = own["subject"].to_list()
     place = {subject: number for number, subject in enumerate(subjects)}
-    figure, axes = _axes(max(6.4, 0.42 * len(subjects) + 2.4), 3.8)
+    figure, axes = figure_of_axes(max(6.4, 0.42 * len(subjects) + 2.4), 3.8)
     axes.step(
         [-0.5, *np.arange(len(subjects)) + 0.5],
         [own["chance_bound"][0], *own["chance_bound"]],
@@ -124,7 +106,7 @@ def _confusion(payload: Payload, facts: Facts) -> Picture:
     np.add.at(counts, (payload["y"].astype(int), predicted), 1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.2 + 0.9 * len(classes)
-    figure, axes = _axes(side + 0.8, side)
+    figure, axes = figure_of_axes(side + 0.8, side)
     axes.grid(visible=False)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row in range(len(classes)):
@@ -155,7 +137,7 @@ def _calibration(payload: Payload) -> Picture:
     confidence = proba.max(axis=1)
     edges = np.linspace(1 / proba.shape[1], 1, 9)
     bins = np.clip(np.digitize(confidence, edges) - 1, 0, len(edges) - 2)
-    figure, axes = _axes(4.6, 4.2)
+    figure, axes = figure_of_axes(4.6, 4.2)
     axes.plot(edges[[0, -1]], edges[[0, -1]], color=SOFT, linewidth=1, linestyle="--")
     held = [number for number in range(len(edges) - 1) if (bins == number).sum() >= 5]
     x = [confidence[bins == number].mean() for number in held]
@@ -249,7 +231,7 @@ def _responses(network: Mapping[str, np.ndarray], facts: Facts) -> Picture:
     frequency = np.fft.rfftfreq(points, 1 / sfreq)
     gain = np.abs(np.fft.rfft(kernels, points, axis=1))
     gain /= np.maximum(gain.max(axis=1, keepdims=True), 1e-12)
-    figure, axes = _axes(7.2, 3.4)
+    figure, axes = figure_of_axes(7.2, 3.4)
     for one in gain[:SHOWN_FILTERS]:
         axes.plot(frequency, one, color=COLOURS[0], alpha=0.25, linewidth=1)
     mean = np.average(gain, axis=0, weights=network["importance"])
@@ -308,7 +290,7 @@ def _spectra(prepared: Prepared) -> Picture | None:
         kernel = np.hanning(2 * smooth) / np.hanning(2 * smooth).sum()
         return np.array([np.convolve(trial, kernel, mode="same") for trial in power])
 
-    figure, axes = _axes(9.2, 5.0, nrows=2, ncols=len(shown), squeeze=False, sharey="row")
+    figure, axes = figure_of_axes(9.2, 5.0, nrows=2, ncols=len(shown), squeeze=False, sharey="row")
     for column, name in enumerate(shown):
         channel = names.index(name)
         upper, lower = axes[0, column], axes[1, column]
@@ -343,7 +325,7 @@ def _spectra(prepared: Prepared) -> Picture | None:
 def _artefacts(table: pl.DataFrame | None) -> Picture | None:
     if table is None or table.is_empty():
         return None
-    figure, axes = _axes(7.6, 0.55 * table.height + 1.3)
+    figure, axes = figure_of_axes(7.6, 0.55 * table.height + 1.3)
     axes.grid(visible=False)
     axes.grid(axis="x", color=LINE, linewidth=0.7)
     for place, row in enumerate(table.iter_rows(named=True)):

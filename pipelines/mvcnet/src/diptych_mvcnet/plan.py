@@ -109,6 +109,8 @@ def _finals(
         usable = usable.filter(~usable["rejected"])
     fits = [Fit("final", Split(train=tuple(usable["_row"].to_list())), seed)]
     if config.split.kind in PER_SUBJECT:
+        epochs = min(config.train.epochs, config.train.group_epochs)
+        fits = [replace(fits[0], overrides={"train.epochs": epochs})]
         for subject in usable["subject"].unique(maintain_order=True):
             rows = usable.filter(usable["subject"] == subject)["_row"].to_list()
             fits.append(Fit(f"final-{subject}", Split(train=tuple(rows)), seed))

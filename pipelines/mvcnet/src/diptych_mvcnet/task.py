@@ -164,7 +164,7 @@ def epochs_of(config: MVCNetConfig, fit: Fit, earlier: Earlier) -> int:
         for name, result in earlier.items()
         if name.endswith(INNER) and _same_kind(name.removesuffix(INNER), fit)
     ]
-    return round(median(chosen)) if chosen else config.train.epochs
+    return min(round(median(chosen)), config.train.epochs) if chosen else config.train.epochs
 
 
 class MVCNetTask:

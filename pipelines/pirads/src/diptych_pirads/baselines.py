@@ -5,16 +5,17 @@ Both baselines look at no image. A model under them has learned nothing from it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from numpy import ndarray
 from scipy import ndimage
 
-from diptych_pirads.geometry import bounding_box
+from diptych_pirads.geometry import Volume, bounding_box, to_grid
 from diptych_pirads.labels import BG, ZONES
+from diptych_pirads.prepare import PreparedLabel, PreparedStudy
 
 MEAN_SHAPE_SPACING = (3.0, 1.0, 1.0)
 MEAN_SHAPE_SIZE = (32, 84, 84)
@@ -34,7 +35,25 @@ class MeanShape:
     spacing: tuple[float, float, float]
 
     @classmethod
-    def fit(
+    def fit(cls, studies: Iterable[PreparedStudy]) -> MeanShape:
+        """Class frequencies of a training set, aligned at the middle that prediction starts from.
+
+        Args:
+            studies: Those whose labels tell PZ from TZ count; one at a time is looked at.
+
+        Raises:
+            ValueError: No such study.
+        """
+        known = [
+            (classes, label.values.spacing, tuple(label.values.to_index(study.center)))
+            for study, label, classes in _drawn(studies)
+        ]
+        _refuse_none(known)
+        labels, spacings, centers = zip(*known, strict=True)
+        return cls.fit_labels(labels, spacings, centers)
+
+    @classmethod
+    def fit_labels(
         cls,
         labels: Sequence[Int[ndarray, "z y x"]],
         spacings: Sequence[Sequence[float]],
@@ -66,10 +85,23 @@ class MeanShape:
             total += _sampled(_one_hot(label), scale, center - scale * middle, size)
         return cls(total / len(studies), spacing)
 
-    def predict(
+    def predict(self, study: PreparedStudy) -> Volume:
+        """Class probabilities for a study, whose image and label are not looked at.
+
+        Args:
+            study: The study.
+
+        Returns:
+            float32 (5, z, y, x) on the working grid.
+        """
+        grid = study.image
+        center = tuple(grid.to_index(study.center))
+        return grid.with_array(self.on_grid(grid.size, grid.spacing, center))
+
+    def on_grid(
         self, shape: Sequence[int], spacing: Sequence[float], center: Sequence[float]
     ) -> Float32[ndarray, "5 z y x"]:
-        """Class probabilities for a study.
+        """Class probabilities around a centre.
 
         Args:
             shape: Voxels along z, y, x.
@@ -95,7 +127,19 @@ class BoxAtlas:
     frequencies: Float32[ndarray, "5 z y x"]
 
     @classmethod
-    def fit(
+    def fit(cls, studies: Iterable[PreparedStudy]) -> BoxAtlas:
+        """Class frequencies of a training set.
+
+        Args:
+            studies: Those whose labels tell PZ from TZ count; one at a time is looked at.
+
+        Raises:
+            ValueError: No such study.
+        """
+        return cls.fit_labels([classes for _, _, classes in _drawn(studies)])
+
+    @classmethod
+    def fit_labels(
         cls,
         labels: Sequence[Int[ndarray, "z y x"]],
         size: tuple[int, int, int] = BOX_SIZE,
@@ -117,14 +161,32 @@ class BoxAtlas:
         _refuse_none(glands)
         return cls(np.mean([_stretched(_one_hot(gland), size) for gland in glands], axis=0))
 
-    def predict(
-        self, gland: Bool[ndarray, "z y x"], *, within_gland: bool = False
-    ) -> Float32[ndarray, "5 z y x"]:
+    def predict(self, study: PreparedStudy, box: Float[ndarray, "2 3"] | None = None) -> Volume:
         """Class probabilities for a study whose gland is known, by a model or by a reader.
 
         Args:
-            gland: (z, y, x); its bounding box is what counts.
-            within_gland: Make the mask itself the gland: background outside it, zones inside.
+            study: The study; its image is not looked at.
+            box: First and one past the last voxel of the gland along z, y, x on the working grid,
+                NaN where there is none; None: as the study's own reader has it.
+
+        Returns:
+            float32 (5, z, y, x) on the working grid; certain background without gland.
+
+        Raises:
+            ValueError: No box is given, and the study has no label.
+        """
+        box = drawn_box(study) if box is None else box
+        gland = np.zeros(study.image.size, bool)
+        if np.isfinite(box).all():
+            z, y, x = (slice(int(a), int(b)) for a, b in zip(*box, strict=True))
+            gland[z, y, x] = True
+        return study.image.with_array(self.in_box(gland))
+
+    def in_box(self, gland: Bool[ndarray, "z y x"]) -> Float32[ndarray, "5 z y x"]:
+        """Class probabilities in the bounding box of a gland.
+
+        Args:
+            gland: (z, y, x).
 
         Returns:
             (5, z, y, x); certain background outside the box, and everywhere without gland.
@@ -132,15 +194,62 @@ class BoxAtlas:
         prob = np.zeros((len(ZONES), *gland.shape), np.float32)
         prob[BG] = 1
         box = bounding_box(gland)
-        if box is None:
-            return prob
-        inside = _stretched(self.frequencies, gland[box].shape)
-        if within_gland:
-            zones = inside[BG + 1 :] + np.float32(1e-6)  # where no gland was seen: evenly
-            inside = np.concatenate([np.zeros_like(inside[:1]), zones / zones.sum(axis=0)])
-            inside = np.where(gland[box], inside, prob[(slice(None), *box)])
-        prob[(slice(None), *box)] = inside
+        if box is not None:
+            prob[(slice(None), *box)] = _stretched(self.frequencies, gland[box].shape)
         return prob
+
+
+def drawn_box(study: PreparedStudy) -> Float[ndarray, "2 3"]:
+    """Where the study's first reader has the gland.
+
+    Args:
+        study: A labelled study.
+
+    Returns:
+        First and one past the last voxel along z, y, x on the working grid; NaN without gland.
+
+    Raises:
+        ValueError: The study has no label.
+    """
+    if study.label is None:
+        raise ValueError("the study has no label: pass the box of its gland")
+    values = study.label.values
+    gland = values.with_array(np.isin(values.array, study.label.scheme.foreground).astype(np.uint8))
+    return box_ends(to_grid(gland, Volume(study.image.array[0], study.image.affine), "label").array)
+
+
+def box_ends(gland: Int[ndarray, "z y x"]) -> Float[ndarray, "2 3"]:
+    """First and one past the last voxel of a mask along z, y, x; NaN for an empty one."""
+    box = bounding_box(gland > 0)
+    if box is None:
+        return np.full((2, 3), np.nan)
+    return np.array([[part.start for part in box], [part.stop for part in box]], float)
+
+
+def classes_of(label: PreparedLabel) -> UInt8[ndarray, "z y x"] | None:
+    """Class numbers of a label's values; None where it does not tell PZ from the rest.
+
+    Returns:
+        On the grid of `label.values`; what a scheme leaves open goes to the first zone that it
+        allows, as AFS and DPU to TZ in two-zone labels.
+    """
+    scheme = label.scheme
+    if not (scheme.peripheral and scheme.inner):
+        return None
+    table = np.zeros(256, np.uint8)
+    for value, allowed in scheme.allowed.items():
+        table[value] = min(allowed)
+    classes: UInt8[ndarray, "z y x"] = table[label.values.array]
+    return classes
+
+
+def _drawn(
+    studies: Iterable[PreparedStudy],
+) -> Iterator[tuple[PreparedStudy, PreparedLabel, UInt8[ndarray, "z y x"]]]:
+    for study in studies:
+        classes = None if study.label is None else classes_of(study.label)
+        if study.label is not None and classes is not None:
+            yield study, study.label, classes
 
 
 def _one_hot(label: Int[ndarray, "z y x"]) -> Float32[ndarray, "5 z y x"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -81,7 +82,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Image) -> Float[Tensor, "n f z y x"]:
         """Features of every voxel."""
-        return _run(self.enc1, x, self.recompute)
+        return _run(self.enc1, x, recompute=self.recompute)
 
 
 class Trunk(nn.Module):
@@ -119,9 +120,10 @@ class Decoder(nn.Module):
 
     def forward(self, encoded: Encoded) -> Float[Tensor, "n f z y x"]:
         """Features of every voxel."""
-        x = self.dec3(_joined(self.up3, encoded.bottom, encoded.quarter))
-        x = self.dec2(_joined(self.up2, x, encoded.half))
-        return _run(self.dec1, _joined(self.up1, x, encoded.full), self.recompute)
+        x = _merged(self.dec3, self.up3(encoded.bottom), encoded.quarter)
+        x = _merged(self.dec2, self.up2(x), encoded.half)
+        full = partial(_merged, self.dec1)
+        return _run(full, self.up1(x), encoded.full, recompute=self.recompute)
 
 
 def _up_convolution(
@@ -131,10 +133,19 @@ def _up_convolution(
     return nn.ConvTranspose3d(filters, filters, kernel, stride)
 
 
-def _joined(up: nn.Module, low: Tensor, high: Tensor) -> Tensor:
-    """Up-convolution, activation, and the encoder's features beside it."""
-    larger = F.relu(up(low))[:, :, : high.shape[2]]
-    return torch.cat([larger, high], 1)
+def _merged(block: nn.Sequential, up: Tensor, high: Tensor) -> Tensor:
+    """A decoder's block on up-convolved features, activated, beside those of the encoder.
+
+    Its first convolution is the sum of one over each, so that no copy of both has to be kept for
+    the backward pass.
+    """
+    first, rest = block[0], block[1:]
+    assert isinstance(first, nn.Conv3d)
+    low = F.relu(up)[:, :, : high.shape[2]]
+    of_low, of_high = first.weight[:, : low.shape[1]], first.weight[:, low.shape[1] :]
+    merged = F.conv3d(low, of_low, first.bias, padding=1) + F.conv3d(high, of_high, padding=1)
+    features: Tensor = rest(merged)
+    return features
 
 
 def _pooled(x: Tensor, factors: tuple[int, int, int]) -> Tensor:
@@ -146,11 +157,11 @@ def _pooled(x: Tensor, factors: tuple[int, int, int]) -> Tensor:
     return x.reshape(n, c, z // fz, fz, y // fy, fy, w // fx, fx).amax((3, 5, 7))
 
 
-def _run(block: Callable[[Tensor], Tensor], x: Tensor, recompute: bool) -> Tensor:
+def _run(block: Callable[..., Tensor], *x: Tensor, recompute: bool) -> Tensor:
     if recompute and torch.is_grad_enabled():
-        kept: Tensor = checkpoint(block, x, use_reentrant=False)
+        kept: Tensor = checkpoint(block, *x, use_reentrant=False)
         return kept
-    return block(x)
+    return block(*x)
 
 
 def initialise(module: nn.Module) -> None:

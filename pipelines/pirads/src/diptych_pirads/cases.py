@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy import ndarray
 
+from diptych.report.look import INK, SOFT
 from diptych_pirads.geometry import bounding_box, crop_pad, to_grid
 from diptych_pirads.infer import Segmentation
 from diptych_pirads.labels import BG, UNSEEN, ZONES
@@ -21,7 +22,6 @@ from diptych_pirads.volumetry import LEVELS, gland_levels
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the gland's height, from apex to base
 COLOURS = {"pz": "#4db8ff", "tz": "#ffa14a", "dpu": "#ffe45c", "afs": "#6ee07a"}
-INK, SOFT = "#1f2430", "#6b7280"
 MARGIN_MM = 12.0  # around the gland
 BRIGHTEST = 255
 SHOWN_FROM = 0.1  # differences of probabilities

@@ -9,8 +9,8 @@ Codes: E stops, W warns, I is for the record. Every reader of files raises the s
     W106 other grid       W108 zones exchanged    W110 flipped           W111 no orientation
     W112 gland cut        W113 4-D, one volume    W114 islands           W118 one study twice
     W119 patient named    W120 ADC unit           W121 volumes           W123 unlike training
-    W124 no DICOM SEG     I100 unused columns     I105 scheme guessed    I109 no lesion
-    I122 rounding
+    W124 no DICOM SEG     W125 not registered     W126 other frame       I100 unused columns
+    I105 scheme guessed   I109 no lesion          I122 rounding          I125 registered
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from diptych.manifest import sha256_of
 from diptych.privacy import pseudonyms
 from diptych.progress import progress
 from diptych.split_file import SplitFile, read_split_file
-from diptych_pirads.check_label import check_label
+from diptych_pirads.check_label import check_frame, check_label
 from diptych_pirads.config import PiradsConfig, PiradsDataSection
 from diptych_pirads.geometry import Volume, reorient_lps
 from diptych_pirads.label_files import open_label
@@ -53,10 +53,12 @@ class Checked:
     Args:
         findings: Its findings.
         digest: SHA-256 of the voxels of the T2-weighted series; "" where it cannot be read.
+        frame: DICOM's frame of reference of a series; "" where the file knows none.
     """
 
     findings: tuple[Finding, ...] = ()
     digest: str = ""
+    frame: str = ""
 
 
 @dataclass(frozen=True)
@@ -237,18 +239,20 @@ def read_same_studies(path: Path | None) -> dict[str, str]:
 def _check_study(study: Study, data: PiradsDataSection, seen: dict[Path, Checked]) -> Checked:
     findings: list[Finding] = []
     stored: Volume | None = None
-    digest = ""
+    digest = frame = ""
     for role, path in study.images.items():
         known = seen.get(path)
         if known is not None and not (role == "t2" and study.label):
-            digest = known.digest if role == "t2" else digest
+            digest, frame = (known.digest, known.frame) if role == "t2" else (digest, frame)
             continue
         one, volume = _check_series(study, role, data)
         if known is None:
             findings += one.findings
             seen[path] = one
         if role == "t2":
-            stored, digest = volume, one.digest
+            stored, digest, frame = volume, one.digest, one.frame
+        elif known is None:
+            findings += check_frame(one.frame, frame, study.name_of(path))
     if study.label:
         where = study.name_of(study.label[0])
         try:
@@ -258,6 +262,7 @@ def _check_study(study: Study, data: PiradsDataSection, seen: dict[Path, Checked
         else:
             image = None if stored is None else reorient_lps(stored)
             findings += _renamed(label.findings, study, *study.label)
+            findings += check_frame(label.frame, frame, where)
             findings += check_label(label, where, image, strict=data.strict)
     return Checked(tuple(findings), digest)
 
@@ -275,10 +280,11 @@ def _check_series(
     if role not in ("sag", "cor"):  # of these two only the geometry is used
         findings += check_image(opened.volume, where, repair=data.repair_nan == "median")
     if role != "t2":
-        return Checked(tuple(findings)), opened.volume
+        return Checked(tuple(findings), frame=opened.frame), opened.volume
     findings += check_axial(opened.volume, where)
     voxels = np.ascontiguousarray(reorient_lps(opened.volume).array, np.float32)
-    return Checked(tuple(findings), hashlib.sha256(voxels.tobytes()).hexdigest()), opened.volume
+    digest = hashlib.sha256(voxels.tobytes()).hexdigest()
+    return Checked(tuple(findings), digest, opened.frame), opened.volume
 
 
 def _renamed(findings: Iterable[Finding] | None, study: Study, *paths: Path) -> list[Finding]:

@@ -59,7 +59,8 @@ def check_grid(label: Volume, image: Volume, where: str) -> list[Finding]:
         where: The label's file, for messages.
     """
     if np.abs(label.directions - image.directions).max() > TILT:
-        return [_elsewhere(where, f"its axes are tilted by {_angle(label, image):.1f} degrees")]
+        tilt = f"its axes are tilted by {_angle(label, image):.1f} degrees against the image's"
+        return [_elsewhere(where, tilt)]
     if label.size == image.size and np.allclose(label.spacing, image.spacing, rtol=1e-3):
         voxels = np.abs(image.to_index(label.to_lps(np.zeros(3))))
         if voxels.max() > SHIFT_VOXELS:
@@ -80,6 +81,21 @@ def check_grid(label: Volume, image: Volume, where: str) -> list[Finding]:
     found += f"; {cut}" if cut else ""
     fix = "nothing: it is resampled, and voxels that it does not reach count as unlabelled"
     return [Finding("warning", "W106", where, found, fix)]
+
+
+def check_frame(frame: str, image_frame: str, where: str) -> list[Finding]:
+    """W126: positions are compared that were measured from different places.
+
+    Args:
+        frame: DICOM's frame of reference of a series or label; "" where it is not known.
+        image_frame: That of the T2-weighted series.
+        where: The file, for messages.
+    """
+    if not frame or not image_frame or frame == image_frame:
+        return []
+    found = "another DICOM frame of reference than the T2-weighted series: they may not fit"
+    fix = "give series of one examination; look at them together if only identifiers were replaced"
+    return [Finding("warning", "W126", where, found, fix)]
 
 
 def solidity(mask: Bool[ndarray, "z y x"]) -> float:

@@ -78,8 +78,10 @@ class CropSection(Section):
 class NormalizeSection(Section):
     """Intensities, from the voxels of a crop-sized box that no label chooses."""
 
-    mode: Literal["percentile", "zscore"] = Field(
-        "percentile", description="percentile: to [0, 1]; zscore: mean 0, standard deviation 1."
+    mode: Literal["percentile", "zscore", "nyul"] = Field(
+        "percentile",
+        description="percentile: to [0, 1]; zscore: mean 0, standard deviation 1; nyul: to [0, 1], "
+        "then to the mean deciles of the training part.",
     )
     low: float = Field(1.0, ge=0, lt=100, description="Percentile that becomes 0.")
     high: float = Field(99.0, gt=0, le=100, description="Percentile that becomes 1.")
@@ -112,6 +114,11 @@ class PiradsDataSection(DataSection):
         "off",
         description="Voxels that are no number: an error, or the median of their slice.",
         json_schema_extra=AT_PREDICT,
+    )
+    registration: Literal["none", "rigid"] = Field(
+        "none",
+        description="How ADC and high-b series come to the T2-weighted one: by their headers, or "
+        "moved by up to 5 mm and 5 degrees.",
     )
     same_studies: Path | None = Field(
         None, description="JSON (or .json.gz) that maps studies of one data set to another's."
@@ -215,7 +222,7 @@ class CoTrainingSection(Section):
         "intensity", description="What the paths see differently."
     )
     unlabelled: bool = Field(True, description="Unlabelled studies take part.")
-    per_step: PositiveInt = Field(2, description="How many of them are added to each batch.")
+    per_step: PositiveInt = Field(1, description="How many of them are added to each batch.")
 
 
 class TasksSection(Section):
@@ -337,6 +344,9 @@ class PiradsPredictSection(PredictSection):
         "prob", description="Way back to the original grid; sdf_gauss: as Meyer et al. 2019."
     )
     sectors: Literal["2.1", "2"] = Field("2.1", description="PI-RADS version of the sector map.")
+    least_piece_ml: NonNegativeFloat = Field(
+        0.1, description="Smallest separate piece of the gland, in mL, that asks for a second look."
+    )
     tta: Literal["flip", "none"] = Field("flip", description="Average over the mirrored image.")
     passes: PositiveInt = Field(2, description="Passes that centre the crop on the gland.")
     psa: NonNegativeFloat | None = Field(

@@ -25,6 +25,7 @@ TAGS = (
     *WHO,
     "SeriesInstanceUID",
     "SeriesDescription",
+    "FrameOfReferenceUID",
     "Rows",
     "Columns",
     "NumberOfFrames",
@@ -46,6 +47,7 @@ class Slice:
     spacing: tuple[float, ...]
     orientation: tuple[float, ...]
     position: tuple[float, ...]
+    frame: str
     identifiers: tuple[str, ...]
 
 
@@ -64,7 +66,8 @@ def open_series(folder: Path, series: str | None = None) -> Opened:
     slices = _slices(folder, series)
     files, affine = _stack(slices, folder.name)
     who = {tag for one in slices for tag in one.identifiers}
-    return Opened(_pixels(files, affine, folder.name), identifiers(folder.name, list(who)))
+    volume = _pixels(files, affine, folder.name)
+    return Opened(volume, identifiers(folder.name, list(who)), frame=slices[0].frame)
 
 
 def series_files(folder: Path, series: str | None = None) -> list[Path]:
@@ -114,6 +117,7 @@ def _read_header(path: Path, where: str) -> Slice | None:
                 spacing=_numbers(header, "PixelSpacing"),
                 orientation=_numbers(header, "ImageOrientationPatient"),
                 position=_numbers(header, "ImagePositionPatient"),
+                frame=str(header.get("FrameOfReferenceUID") or ""),
                 identifiers=tuple(tag for tag in WHO if str(header.get(tag) or "").strip()),
             )
     except InvalidDicomError:
@@ -161,6 +165,9 @@ def _stack(slices: list[Slice], where: str) -> tuple[list[Path], Float[ndarray, 
     if counts != {(2, 6, 3)}:
         fix = "export the original series again"
         raise refuse("E101", where, "slices without position or voxel size", fix)
+    if len({one.frame for one in slices}) > 1:
+        fix = "export the series of one examination again"
+        raise refuse("E113", where, "slices of several frames of reference", fix)
     layouts = np.array([[*one.size, *one.spacing, *one.orientation] for one in slices])
     positions = np.array([one.position for one in slices])
     if len(slices) < 2 or np.ptp(layouts, axis=0).max() > SAME_MM:

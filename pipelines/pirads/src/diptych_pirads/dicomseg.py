@@ -47,6 +47,22 @@ MAY_BE_EMPTY = (  # the standard wants these written, with or without a value
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+KEPT = (  # all else stays with the series: what names people is not copied beyond what must be
+    *MAY_BE_EMPTY,
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "Modality",
+    "Rows",
+    "Columns",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+)
 BEYOND = 16  # slices; files leave out empty ones, which are known to be background
 SERIES_NUMBER = 900  # far from those that scanners give
 
@@ -136,11 +152,12 @@ def read_seg(path: Path) -> Opened:
     affine = volume.affine[:, [2, 1, 0, 3]].copy()
     affine[:3, 3] -= BEYOND * affine[:3, 2]
     who = [tag for tag in WHO if str(seg.get(tag) or "").strip()]
-    return Opened(Volume(array, affine), identifiers(path.name, who), names)
+    frame = str(seg.get("FrameOfReferenceUID") or "")
+    return Opened(Volume(array, affine), identifiers(path.name, who), names, frame)
 
 
 def _read(path: Path, slice_mm: float) -> pydicom.Dataset:
-    header = pydicom.dcmread(path)
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(KEPT))
     for tag in MAY_BE_EMPTY:
         if tag not in header:
             setattr(header, tag, "")

@@ -24,7 +24,8 @@ from diptych_pirads.check import check
 from diptych_pirads.config import PiradsConfig
 from diptych_pirads.layout import locate
 from diptych_pirads.novelty import ARTIFACT
-from diptych_pirads.predict import Segmenter, Zones, predict_study
+from diptych_pirads.predict import Segmenter, Zones, predict_study, segmenter_of
+from diptych_pirads.scale import ARTIFACT as SCALE
 from diptych_pirads.split import everyone, splits_of
 from diptych_pirads.store import prepare
 from diptych_pirads.task import MODEL, build, modules
@@ -124,8 +125,10 @@ class ZonalSegmenter:
             write_text(target / CONFIG, dump_yaml(fitted.config))
             write_json(target / FACTS, dict(fitted.facts))
             checkpoint.write_tensors(target / WEIGHTS, {MODEL: fitted.network.state_dict()})
-            if fitted.novelty:
-                artifacts.save({ARTIFACT: dict(fitted.novelty)}, target / LEFT)
+            parts = {ARTIFACT: dict(fitted.novelty), SCALE: dict(fitted.scale)}
+            left = {name: part for name, part in parts.items() if part}
+            if left:
+                artifacts.save(left, target / LEFT)
 
         write_folder(Path(folder), write)
 
@@ -151,7 +154,7 @@ class ZonalSegmenter:
         checkpoint.load_tensors(built, tensors, str(source))
         left = artifacts.load(source / LEFT) if (source / LEFT).is_dir() else {}
         made = cls(seed=config.run.seeds[0])
-        made._fitted = Segmenter(built[MODEL].eval(), facts, config, left.get(ARTIFACT, {}))
+        made._fitted = segmenter_of(built[MODEL].eval(), facts, config, left)
         return made
 
     def _ready(self) -> Segmenter:
@@ -188,4 +191,4 @@ class ZonalSegmenter:
             task = cast("Task", build(own, prepared, fit, built, {}))
             left = loop.fit(task, settings).artifacts
         network = built[MODEL].eval()
-        return Segmenter(network, dict(prepared.facts), config, left.get(ARTIFACT, {}))
+        return segmenter_of(network, dict(prepared.facts), config, left)

@@ -9,7 +9,7 @@ best study for pictures).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +21,18 @@ from diptych.config import resolve
 from diptych.contract import Evaluation, Fit, Trained
 from diptych.findings import Finding, Findings
 from diptych.progress import progress
-from diptych_pirads.baselines import BoxAtlas, MeanShape
+from diptych_pirads.baselines import BoxAtlas, MeanShape, box_ends, classes_of
 from diptych_pirads.cases import case_of, to_arrays
 from diptych_pirads.config import PiradsConfig
-from diptych_pirads.geometry import Volume, bounding_box, to_grid
+from diptych_pirads.geometry import Volume, to_grid
 from diptych_pirads.infer import Segmentation, segment, zones_on_original
 from diptych_pirads.plan import is_scored
 from diptych_pirads.prepare import PreparedStudy
+from diptych_pirads.scale import ARTIFACT as SCALE
+from diptych_pirads.scale import standardized
 from diptych_pirads.scores import (
     AREAS,
     READERS,
-    classes_of,
     conventions,
     long_rows,
     long_table,
@@ -99,8 +100,9 @@ def evaluate(config: PiradsConfig, prepared: Prepared, trained: Trained) -> Eval
     for fit in fits:
         network, own = trained.modules(fit.name)[MODEL], resolve(config, fit)
         found: dict[int, ndarray] = {}
+        opened = _opener(trained, fit, prepared)
         for row in progress(_labelled(prepared, fit.split.test), f"evaluate {fit.name}"):
-            one = study(prepared, row)
+            one = opened(row)
             seen = segment(network, one, own, trained.facts(fit.name))
             scores = score_study(prepared, row, seen.zones, form)
             place = _place(prepared, row, fit.method, fit)
@@ -162,11 +164,12 @@ def evaluate_baseline(
             one = study(prepared, row)
             place = _place(prepared, row, name, fit)
             if isinstance(fitted, MeanShape):
-                zones = _mean_zones(fitted, one, own)
+                prob = fitted.predict(one)
             else:
-                told = _boxed_zones(fitted, one, _drawn_box(one), own)
+                told = zones_on_original(fitted.predict(one), one.original, own)
                 scored.add(score_study(prepared, row, told, form), place, REFERENCE_BOX)
-                zones = _boxed_zones(fitted, one, glands[row], own)
+                prob = fitted.predict(one, glands[row])
+            zones = zones_on_original(prob, one.original, own)
             scored.add(score_study(prepared, row, zones, form), place)
     notes = () if artifacts else (f"{name}: no training label tells PZ from TZ; not scored.",)
     return scored.evaluation(
@@ -174,6 +177,12 @@ def evaluate_baseline(
         files={f"metrics-{name}": long_table(scored.long)},
         notes=notes,
     )
+
+
+def _opener(trained: Trained, fit: Fit, prepared: Prepared) -> Callable[[int], PreparedStudy]:
+    """Opens studies by row, with the intensities that a fit's network was trained on."""
+    scale, size = trained.artifacts(fit.name).get(SCALE, {}), trained.facts(fit.name)["size"]
+    return lambda row: standardized(study(prepared, row), scale, size)
 
 
 def _labelled(prepared: Prepared, rows: Sequence[int]) -> list[int]:
@@ -216,23 +225,7 @@ def _certainty(seen: Segmentation) -> dict[str, Any]:
 def _gland_box(one: PreparedStudy, seen: Segmentation) -> ndarray:
     """(2, 3): first and one past the last voxel of the gland on the working grid, or NaN."""
     grid = Volume(one.image.array[0], one.image.affine)
-    return _ends(to_grid(seen.zones, grid, "label").array > 0)
-
-
-def _drawn_box(one: PreparedStudy) -> ndarray:
-    """The same of the gland as the reader has it."""
-    assert one.label is not None
-    values = one.label.values
-    gland = values.with_array(np.isin(values.array, one.label.scheme.foreground).astype(np.uint8))
-    grid = Volume(one.image.array[0], one.image.affine)
-    return _ends(to_grid(gland, grid, "label").array > 0)
-
-
-def _ends(gland: ndarray) -> ndarray:
-    box = bounding_box(gland)
-    if box is None:
-        return np.full((2, 3), np.nan)
-    return np.array([[part.start for part in box], [part.stop for part in box]], float)
+    return box_ends(to_grid(seen.zones, grid, "label").array)
 
 
 def _remember(
@@ -256,7 +249,7 @@ def _recall(
 
     def compute() -> ndarray:
         facts = trained.facts(fit.name)
-        studies = (study(prepared, row) for row in rows)
+        studies = map(_opener(trained, fit, prepared), rows)
         return np.stack([_gland_box(one, segment(network, one, config, facts)) for one in studies])
 
     known = prepared.cache("gland-boxes", _key(config, fit, network), compute)
@@ -285,19 +278,12 @@ def _fitted(
     schemes = prepared.index["scheme"]
     rows = _labelled(prepared, fit.split.train)
     rows = [row for row in rows if schemes[row] == "zones4"] or rows
-    labels, spacings, centers = [], [], []
-    for row in rows:
-        one = study(prepared, row)
-        classes = None if one.label is None else classes_of(one.label)
-        if one.label is not None and classes is not None:
-            labels.append(classes)
-            spacings.append(one.label.values.spacing)
-            centers.append(tuple(one.label.values.to_index(one.center)))
-    if not labels:
+    labels = ((row, study(prepared, row).label) for row in rows)
+    rows = [row for row, label in labels if label and classes_of(label) is not None]
+    if not rows:
         return None
-    if name == "mean_shape":
-        return MeanShape.fit(labels, spacings, centers)
-    return BoxAtlas.fit(labels)
+    studies = (study(prepared, row) for row in rows)
+    return MeanShape.fit(studies) if name == "mean_shape" else BoxAtlas.fit(studies)
 
 
 def _state(fitted: MeanShape | BoxAtlas) -> dict[str, ndarray]:
@@ -314,25 +300,6 @@ def _restored(name: str, state: Mapping[str, ndarray]) -> MeanShape | BoxAtlas:
     return MeanShape(state["frequencies"], (z, y, x))
 
 
-def _mean_zones(fitted: MeanShape, one: PreparedStudy, config: PiradsConfig) -> Volume:
-    """The mean shape on the original grid, cleaned and brought there as the network's zones are."""
-    grid = Volume(one.image.array[0], one.image.affine)
-    prob = fitted.predict(grid.size, grid.spacing, tuple(grid.to_index(one.center)))
-    return zones_on_original(grid.with_array(prob), one.original, config)
-
-
-def _boxed_zones(
-    fitted: BoxAtlas, one: PreparedStudy, box: ndarray, config: PiradsConfig
-) -> Volume:
-    """The same for the atlas, stretched to a box."""
-    grid = Volume(one.image.array[0], one.image.affine)
-    gland = np.zeros(grid.size, bool)
-    if np.isfinite(box).all():
-        z, y, x = (slice(int(a), int(b)) for a, b in zip(*box, strict=True))
-        gland[z, y, x] = True
-    return zones_on_original(grid.with_array(fitted.predict(gland)), one.original, config)
-
-
 def _cases(
     config: PiradsConfig,
     prepared: Prepared,
@@ -342,14 +309,18 @@ def _cases(
 ) -> dict[str, ndarray]:
     """The worst, the median and the best study by mean Dice, in the form of `cases.to_arrays`.
 
-    They are segmented again: keeping the maps of every study would fill the memory.
+    Each is shown once, so that two studies are the worst and the best. They are segmented again:
+    keeping the maps of every study would fill the memory.
     """
     ordered = sorted(quality)
-    chosen = (ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1])
+    ranks: dict[int, str] = {}
+    for rank, place in zip(RANKS, (0, (len(ordered) - 1) // 2, len(ordered) - 1), strict=True):
+        ranks.setdefault(place, rank)
     cases = {}
-    for rank, (_, row) in zip(RANKS, chosen, strict=True):
+    for place, rank in ranks.items():
+        _, row = ordered[place]
         fit = next(fit for fit in fits if row in fit.split.test)
-        one, own = study(prepared, row), resolve(config, fit)
+        one, own = _opener(trained, fit, prepared)(row), resolve(config, fit)
         seen = segment(trained.modules(fit.name)[MODEL], one, own, trained.facts(fit.name))
         cases[rank] = case_of(seen, one)
     return to_arrays(cases)

@@ -41,7 +41,8 @@ class Segmentation:
         difference: (z, y, x) on the grid of `prob`, largest difference of the paths' probabilities
             over the common zones; None for networks of one path.
         entropy: Mean entropy of `prob` in the gland, nats, at most ln 5; NaN without gland.
-        components: 6-connected pieces of the gland before post-processing.
+        components: 6-connected pieces of the gland before post-processing, those under
+            `predict.least_piece_ml` apart.
         center: (3,), middle of the crop, LPS mm.
         features: Means of the bottleneck's feature maps over the crop; empty where unknown.
     """
@@ -95,30 +96,10 @@ def segment(
         disagreement=disagreement,
         difference=difference,
         entropy=_mean_entropy(prob.array, label > 0),
-        components=int(ndimage.label(label > 0, _FACES)[1]),
+        components=count_pieces(label > 0, prob.voxel_ml, config.predict.least_piece_ml),
         center=center,
         features=np.zeros(0, np.float32) if seen.features is None else _first(seen.features),
     )
-
-
-def study_features(
-    module: nn.Module, study: PreparedStudy, config: PiradsConfig, size: Sequence[int]
-) -> Float32[ndarray, " f"]:
-    """The features that `segment` would give, alone.
-
-    Args:
-        module: The network.
-        study: The study.
-        config: As for `segment`.
-        size: Voxels of the crop along z, y, x.
-
-    Returns:
-        Means of the bottleneck's feature maps.
-    """
-    with _evaluating(module):
-        center = locate_gland(module, study, config, size)
-        seen = _forward(module, study, center, size, mirrored=False)
-    return np.zeros(0, np.float32) if seen.features is None else _first(seen.features)
 
 
 def locate_gland(
@@ -156,6 +137,24 @@ def locate_gland(
         if stays:
             break
     return center
+
+
+def count_pieces(gland: Bool[ndarray, "z y x"], voxel_ml: float, least_ml: float) -> int:
+    """How many pieces a gland comes in, crumbs apart.
+
+    Args:
+        gland: The gland before cleaning.
+        voxel_ml: Volume of a voxel in mL.
+        least_ml: Smaller 6-connected pieces do not count.
+
+    Returns:
+        0 without gland; else 1 or more, since the largest piece counts whatever its size.
+    """
+    pieces, count = ndimage.label(gland, _FACES)
+    if not count:
+        return 0
+    sizes = np.bincount(pieces.ravel())[1:] * voxel_ml
+    return max(1, int(np.count_nonzero(sizes >= least_ml)))
 
 
 def zones_on_original(prob: Volume, original: Volume, config: PiradsConfig) -> Volume:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,13 @@ class Label:
         volume: uint8 (z, y, x), axes nearest to left, posterior, superior.
         scheme: What the values mean.
         findings: Warnings and notes about its files.
+        frame: DICOM's frame of reference, "" where the file knows none.
     """
 
     volume: Volume
     scheme: LabelScheme
     findings: tuple[Finding, ...] = ()
+    frame: str = ""
 
 
 def open_label(study: Study, scheme: str = "auto", image: Volume | None = None) -> Label:
@@ -70,7 +72,8 @@ def open_label(study: Study, scheme: str = "auto", image: Volume | None = None) 
         findings += (Finding("note", "I105", where, note, fix),)
     else:
         known = SCHEMES[name]
-    return _checked(opened.volume.with_array(values), known, where, findings)
+    label = _checked(opened.volume.with_array(values), known, where, findings)
+    return replace(label, frame=opened.frame)
 
 
 def _whole(array: Shaped[ndarray, "z y x"], where: str) -> Shaped[ndarray, "z y x"]:

@@ -99,7 +99,8 @@ def read_manifest(path: Path) -> tuple[list[Study], list[Finding]]:
     """Read a manifest; paths in it are relative to its folder.
 
     Args:
-        path: CSV or parquet with the columns `COLUMNS`, of which only `REQUIRED` must be there.
+        path: CSV (commas, semicolons or tabs) or parquet with the columns `COLUMNS`, of which only
+            `REQUIRED` must be there.
 
     Returns:
         The studies of all rows that can be understood, and what is wrong with the others.
@@ -108,8 +109,11 @@ def read_manifest(path: Path) -> tuple[list[Study], list[Finding]]:
     try:
         if path.stat().st_size > MAX_BYTES:
             return [], [_wrong(where, f"more than {MAX_BYTES} bytes", "split it")]
-        parquet = path.suffix.lower() == ".parquet"
-        table = pl.read_parquet(path) if parquet else pl.read_csv(path, infer_schema=False)
+        if path.suffix.lower() == ".parquet":
+            table = pl.read_parquet(path)
+        else:
+            table = pl.read_csv(path, infer_schema=False, separator=_separator(path))
+        table = table.rename(lambda name: name.strip().lower())
     except (OSError, pl.exceptions.PolarsError):
         return [], [_wrong(where, "cannot be read as a table", "save it as CSV in UTF-8")]
     missing = [column for column in REQUIRED if column not in table.columns]
@@ -136,6 +140,13 @@ def read_manifest(path: Path) -> tuple[list[Study], list[Finding]]:
     if not rows:
         findings.append(_wrong(where, "no rows", "write a row a study"))
     return studies, findings
+
+
+def _separator(path: Path) -> str:
+    """What parts the columns: spreadsheets of many countries write semicolons, some write tabs."""
+    with path.open("rb") as stream:
+        header = stream.readline()
+    return max(",;\t", key=lambda sign: header.count(sign.encode()))
 
 
 def leave_out(
@@ -224,7 +235,8 @@ def _problems(row: Mapping[str, str]) -> list[tuple[str, str]]:
         if psa and not 0 <= float(psa) < math.inf:
             raise ValueError
     except ValueError:
-        problems.append((f"psa '{psa}' is no amount", "give ng/mL, or leave it empty"))
+        fix = "give ng/mL with a decimal point, or leave it empty"
+        problems.append((f"psa '{psa}' is no amount", fix))
     return problems
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from diptych.files import write_atomically
 from diptych.findings import Finding, Findings
 from diptych.progress import progress
 from diptych_pirads.check_label import check_grid
-from diptych_pirads.label_files import open_label
+from diptych_pirads.label_files import Label, open_label
 from diptych_pirads.layout import Study
 from diptych_pirads.metrics import Conventions, evaluate_case
 from diptych_pirads.read import SUFFIXES
 from diptych_pirads.verbs import MeasureOptions
 
 SHOWN = ("dice", "masd", "hd95", "nsd", "volume_error_ml", "volume_error_percent", "miss")
+SCHEME_CODES = ("E105", "I105")
 TITLES = ("Dice", "MASD mm", "HD95 mm", "NSD 2 mm", "dV mL", "dV %", "missed")
 
 
@@ -74,8 +76,11 @@ def measure_pair(
         DataError: The findings of a file that cannot be used.
     """
     opened = [
-        open_label(Study(path.name, path.name, {}, (path,)), scheme)
-        for path, scheme in ((pred, options.pred_scheme), (ref, options.scheme))
+        _opened(path, scheme, option)
+        for path, scheme, option in (
+            (pred, options.pred_scheme, "--pred-scheme"),
+            (ref, options.scheme, "--scheme"),
+        )
     ]
     noted = [one for label in opened for one in label.findings]
     noted += check_grid(opened[0].volume, opened[1].volume, pred.name)
@@ -86,6 +91,24 @@ def measure_pair(
     own, reference = opened
     row = evaluate_case(own.volume, reference.volume, reference.scheme, own.scheme, form)
     return row, noted
+
+
+def _opened(path: Path, scheme: str, option: str) -> Label:
+    """A label file; findings about its scheme name the option that sets it."""
+
+    def told(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+        return tuple(
+            replace(one, fix=f"correct the label, or say what its values mean with {option}")
+            if one.code in SCHEME_CODES
+            else one
+            for one in findings
+        )
+
+    try:
+        label = open_label(Study(path.name, path.name, {}, (path,)), scheme)
+    except DataError as error:
+        raise DataError(str(error), Findings(told(error.findings or ()))) from None
+    return replace(label, findings=told(label.findings))
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:

@@ -10,7 +10,7 @@ a weight of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -42,8 +42,11 @@ __all__ = [
     "co_weight",
     "dual_loss",
     "forbidden_contact",
+    "joined",
+    "labelled_loss",
     "marginal_ce",
     "meyer_loss",
+    "other_loss",
     "responsibility_dice",
     "single_loss",
     "soft_dice",
@@ -96,7 +99,7 @@ def dual_loss(
     progress: float = 1.0,
     group: Group = None,
 ) -> Losses:
-    """The whole objective of the dual-path network.
+    """The whole objective of the dual-path network: `labelled_loss` plus `other_loss`.
 
     Args:
         out: What the paths say about studies with four zones.
@@ -112,10 +115,26 @@ def dual_loss(
     Returns:
         "total" and its terms without their weights; a term of weight 0 is not computed.
     """
+    losses = labelled_loss(out, target, cfg, stage, hidden=hidden, progress=progress, group=group)
+    others = other_loss(unlabelled, cfg, stage, partial=partial, progress=progress, group=group)
+    return joined(losses, others)
+
+
+def labelled_loss(
+    out: DualOut,
+    target: Target,
+    cfg: PiradsConfig,
+    stage: str,
+    *,
+    hidden: Hidden | None = None,
+    progress: float = 1.0,
+    group: Group = None,
+) -> Losses:
+    """What studies with four zones add to the objective; arguments as of `dual_loss`."""
     settings, paths = cfg.objective, path_classes(cfg.model.paths)
     mode = cfg.model.fuse
     losses = _zone_losses(out, target, settings, paths, mode, group)
-    weights = {"path_a": 1.0, "path_b": 1.0, "fused": settings.fused}
+    weights = zone_weights(settings)
     if settings.tasks.sdf and target.sdf is not None:
         pairs = [(out.sdf_a, paths["a"]), (out.sdf_b, paths["b"])]
         losses["sdf"] = sum_of(sdf_loss(p, target.sdf, z, group) for p, z in pairs if p is not None)
@@ -134,20 +153,58 @@ def dual_loss(
         p = log_fuse(out.a, out.b, paths, mode).exp()
         losses["anatomy"] = anatomy_loss(p, target.sets, group)
         weights["anatomy"] = settings.anatomy.weight
-    if partial is not None and settings.partial.weight:
-        parts = _zone_losses(*partial, settings, paths, mode, group)
-        losses["partial"] = sum_of(weights[name] * part for name, part in parts.items())
-        weights["partial"] = settings.partial.weight
     if stage == SECOND_STAGE and settings.co.weight:
-        known = [one for one in (out, unlabelled) if one is not None]
-        losses["co"] = sum_of(co_loss(one, paths, settings.co.form, group) for one in known)
+        losses["co"] = co_loss(out, paths, settings.co.form, group)
         weights["co"] = co_weight(progress, settings.co)
+    return _with_total(losses, weights)
+
+
+def other_loss(
+    unlabelled: DualOut | None,
+    cfg: PiradsConfig,
+    stage: str,
+    *,
+    partial: tuple[DualOut, Target] | None = None,
+    progress: float = 1.0,
+    group: Group = None,
+) -> Losses:
+    """What studies without four zones add to the objective; arguments as of `dual_loss`.
+
+    Returns:
+        As `dual_loss`; empty where they add nothing.
+    """
+    settings, paths = cfg.objective, path_classes(cfg.model.paths)
+    losses: Losses = {}
+    weights: dict[str, float] = {}
+    if partial is not None and settings.partial.weight:
+        parts = _zone_losses(*partial, settings, paths, cfg.model.fuse, group)
+        of_zones = zone_weights(settings)
+        losses["partial"] = sum_of(of_zones[name] * part for name, part in parts.items())
+        weights["partial"] = settings.partial.weight
+    if unlabelled is not None and stage == SECOND_STAGE and settings.co.weight:
+        losses["co"] = co_loss(unlabelled, paths, settings.co.form, group)
+        weights["co"] = co_weight(progress, settings.co)
+    return _with_total(losses, weights) if losses else {}
+
+
+def zone_weights(settings: ObjectiveSection) -> dict[str, float]:
+    """Weights of what the zones of each path and of the fused map lose."""
+    return {"path_a": 1.0, "path_b": 1.0, "fused": settings.fused}
+
+
+def joined(*parts: Losses) -> Losses:
+    """The sums of equal terms."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum_of(part[name] for part in parts if name in part) for name in names}
+
+
+def _with_total(losses: Losses, weights: Mapping[str, float]) -> Losses:
     return {"total": sum_of(weights[name] * part for name, part in losses.items()), **losses}
 
 
 def single_loss(
-    logits: Maps,
-    target: Target,
+    logits: Maps | None,
+    target: Target | None,
     cfg: PiradsConfig,
     *,
     partial: tuple[Maps, Target] | None = None,
@@ -156,7 +213,7 @@ def single_loss(
     """The objective of a network with one path.
 
     Args:
-        logits: Five classes of studies with four zones.
+        logits: Five classes of studies with four zones; None leaves these out.
         target: Their labels.
         cfg: Its section ``objective`` counts.
         partial: Studies whose labels leave several zones possible.
@@ -165,13 +222,12 @@ def single_loss(
     Returns:
         "total", "zones" and, with such studies, "partial".
     """
-    how = weighing(cfg.objective)
-    losses = {"zones": _five_classes(logits, target, how, group)}
-    total = losses["zones"]
+    how, losses = weighing(cfg.objective), {}
+    if logits is not None and target is not None:
+        losses["zones"] = _five_classes(logits, target, how, group)
     if partial is not None and cfg.objective.partial.weight:
         losses["partial"] = _five_classes(*partial, how, group)
-        total = total + cfg.objective.partial.weight * losses["partial"]
-    return {"total": total, **losses}
+    return _with_total(losses, {"zones": 1.0, "partial": cfg.objective.partial.weight})
 
 
 def weighing(settings: ObjectiveSection) -> Weighing:

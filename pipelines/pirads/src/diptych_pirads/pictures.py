@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diptych.contract import Evaluation, Picture
+from diptych.report.look import COLOURS, INK, LINE, SOFT, figure_of_axes
 from diptych_pirads.cases import (
     FRACTIONS,
-    INK,
-    SOFT,
     Case,
     draw_axial,
     draw_difference,
@@ -32,8 +31,7 @@ from diptych_pirads.volumetry import LEVELS
 if TYPE_CHECKING:
     from diptych.prepared import Prepared
 
-LINE = "#d9dde3"
-COLOURS = ("#0b6bb8", "#d1582a", "#3f8f5f", "#8257b8", "#b8860b", "#2b9aa0", "#a03a6a")
+LABEL_SIZE = 8.5  # of ticks, in points
 WORDS = {
     "": "pirads",
     "mean_shape": "mean shape",
@@ -108,20 +106,10 @@ def _zones(scores: pl.DataFrame) -> list[str]:
     return [zone for zone in (*ZONES[1:], "gland") if zone in known]
 
 
-def _axes(width: float, height: float, rows: int, columns: int, **more: Any) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    axes = figure.subplots(rows, columns, squeeze=False, **more)
-    for one in axes.ravel():
-        _tidy(one)
-    return figure, axes
-
-
-def _tidy(axes: Axes) -> None:
-    axes.tick_params(colors=SOFT, length=0, labelsize=8.5)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(LINE)
-    axes.grid(axis="y", color=LINE, linewidth=0.7)
-    axes.set_axisbelow(True)
+def _grid(width: float, height: float, rows: int, columns: int, **more: Any) -> tuple[Figure, Any]:
+    return figure_of_axes(
+        width, height, label_size=LABEL_SIZE, nrows=rows, ncols=columns, squeeze=False, **more
+    )
 
 
 def _outlines(cases: Mapping[str, Case]) -> Picture | None:
@@ -143,7 +131,7 @@ def _outlines(cases: Mapping[str, Case]) -> Picture | None:
     legend(figure, compared=any(case.reference is not None for case in cases.values()))
     return Picture(
         "outlines",
-        "Outlines of the worst, the median and the best test study",
+        f"Outlines of test studies: {', '.join(cases)}",
         "By mean Dice over the zones. Axial slices at parts of the gland's height from apex to "
         "base, seen from the feet (the patient's right is on the left), and the sagittal plane "
         "through the middle of the gland, its front on the left.",
@@ -157,7 +145,7 @@ def _boxes(scores: pl.DataFrame, rows: pl.DataFrame) -> Picture | None:
     if not zones:
         return None
     width = 1.2 + len(zones) * (0.9 + 0.36 * len(methods))
-    figure, grid = _axes(width, 6.0, len(MEASURES), len(zones), sharey="row")
+    figure, grid = _grid(width, 6.0, len(MEASURES), len(zones), sharey="row")
     for row, (metric, words) in zip(grid, MEASURES.items(), strict=True):
         for axes, zone in zip(row, zones, strict=True):
             for place, method in enumerate(methods):
@@ -229,7 +217,7 @@ def _levels(scores: pl.DataFrame) -> Picture | None:
     zones, methods = _zones(scores), _methods(scores)
     if not zones:
         return None
-    figure, grid = _axes(1.2 + 1.9 * len(zones), 5.2, len(MEASURES), len(zones), sharey="row")
+    figure, grid = _grid(1.2 + 1.9 * len(zones), 5.2, len(MEASURES), len(zones), sharey="row")
     for row, (metric, words) in zip(grid, MEASURES.items(), strict=True):
         for axes, zone in zip(row, zones, strict=True):
             for number, method in enumerate(methods):
@@ -285,7 +273,7 @@ def _volumes(scores: pl.DataFrame, review: pl.DataFrame | None) -> Picture | Non
     zones = _zones(scores)
     if review is None or not zones:
         return None
-    figure, grid = _axes(1.0 + 2.2 * len(zones), 3.0, 1, len(zones))
+    figure, grid = _grid(1.0 + 2.2 * len(zones), 3.0, 1, len(zones))
     for axes, zone in zip(grid[0], zones, strict=True):
         errors = scores.filter(method="", zone=zone, region="all", metric="volume_error_ml")
         own = review.group_by("subject").agg(pl.col(f"{zone}_ml").mean())
@@ -318,15 +306,15 @@ def _volumes(scores: pl.DataFrame, review: pl.DataFrame | None) -> Picture | Non
 
 
 def _sectors(cases: Mapping[str, Case]) -> Picture | None:
-    case = cases.get("median")
-    if case is None or not case.predicted.any():
+    name = "median" if "median" in cases else next(iter(cases), "")
+    if not name or not cases[name].predicted.any():
         return None
     figure = Figure(figsize=(9.0, 3.4), layout="constrained", facecolor="white")
     for axes, level in zip(figure.subplots(1, len(LEVELS)), LEVELS, strict=True):
-        draw_sectors(axes, case, level)
+        draw_sectors(axes, cases[name], level)
     return Picture(
         "sectors",
-        "The PI-RADS sectors of the median study",
+        f"The PI-RADS sectors of the {name} study",
         "How the predicted zones are divided (PI-RADS 2.1) on the middle slice of each third: "
         "halves by the urethra or the middle of the gland, PZ behind the middle of its depth into "
         "medial (PZpm) and lateral (PZpl). At the base TZp may be the central zone, which these "

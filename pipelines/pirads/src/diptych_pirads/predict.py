@@ -31,6 +31,8 @@ from diptych_pirads.layout import Study, leave_out, locate
 from diptych_pirads.novelty import ARTIFACT, novelty_percentile
 from diptych_pirads.prepare import PreparedStudy, prepare_study
 from diptych_pirads.read import SUFFIXES, open_volume
+from diptych_pirads.scale import ARTIFACT as SCALE
+from diptych_pirads.scale import standardized
 from diptych_pirads.sectors import OUTSIDE, lesion_sectors, snomed_code
 from diptych_pirads.volumetry import (
     PSA_DENSITY_FLAG,
@@ -44,6 +46,12 @@ MODEL = "model"  # name of the module of every fit
 DISAGREEMENT_FLAG = 0.15
 UNUSUAL_PERCENTILE = 99.0
 SHOWN_CODES = ("W121", "W123")  # findings that stand on a study's page
+KINDS = {  # of columns that may hold nothing; the others are numbers
+    "psa_density_raised": pl.Boolean,
+    "review_because": pl.String,
+    "snomed_code": pl.String,
+    "snomed_meaning": pl.String,
+}
 NOTICE = "Research use only. Not for diagnosis."
 
 
@@ -56,12 +64,14 @@ class Segmenter:
         facts: What it was trained with.
         config: The run's configuration with the values of this call.
         novelty: Statistics of its training studies, from `novelty.fit_novelty`.
+        scale: Their intensities, from `scale.fit_scale`.
     """
 
     network: nn.Module
     facts: Facts
     config: PiradsConfig
     novelty: Mapping[str, ndarray]
+    scale: Mapping[str, ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +109,22 @@ def open_segmenter(config: PiradsConfig, trained: Trained) -> Segmenter:
         trained: The run's fits.
     """
     name = trained.final
-    novelty = trained.artifacts(name).get(ARTIFACT, {})
-    return Segmenter(trained.modules(name)[MODEL], trained.facts(name), config, novelty)
+    left = trained.artifacts(name)
+    return segmenter_of(trained.modules(name)[MODEL], trained.facts(name), config, left)
+
+
+def segmenter_of(
+    network: nn.Module, facts: Facts, config: PiradsConfig, left: Mapping[str, Any]
+) -> Segmenter:
+    """A segmenter from a network and what its fit left.
+
+    Args:
+        network: The network.
+        facts: What it was trained with.
+        config: The configuration.
+        left: The fit's artifacts.
+    """
+    return Segmenter(network, facts, config, left.get(ARTIFACT, {}), left.get(SCALE, {}))
 
 
 def predict(config: PiradsConfig, trained: Trained, source: Path, out: Path) -> Findings:
@@ -156,6 +180,7 @@ def predict_study(segmenter: Segmenter, study: Study, name: str) -> Zones:
     """
     config = segmenter.config
     prepared = prepare_study(replace(study, label=()), config)
+    prepared = standardized(prepared, segmenter.scale, segmenter.facts["size"])
     t2 = study.images["t2"]
     where = study.name_of(t2)
     mask = None if study.lesions is None else _open_lesions(study, prepared.original)
@@ -376,7 +401,14 @@ def _unnamed(error: DataError, name: str) -> Finding:
     return Finding("error", "E101", name, str(error), "check the files of the study")
 
 
+def _without_value(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [name for name in rows[0] if all(row.get(name) is None for row in rows)]
+
+
 def _write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    # A column of nothing but nulls would have no type, and could not be joined to other tables.
+    kinds = {name: KINDS.get(name, pl.Float64) for name in _without_value(rows)}
     stream = io.BytesIO()
-    pl.DataFrame(rows, infer_schema_length=None).write_parquet(stream)
+    table = pl.DataFrame(rows, infer_schema_length=None, schema_overrides=kinds)
+    table.write_parquet(stream)
     write_atomically(path, lambda file: file.write(stream.getvalue()))

@@ -39,6 +39,7 @@ from diptych_pirads.label_files import Label, open_label
 from diptych_pirads.labels import UNSEEN, LabelScheme
 from diptych_pirads.layout import Study
 from diptych_pirads.read import Opened, open_volume, refuse
+from diptych_pirads.register import LARGEST_DEGREES, LARGEST_MM, register
 
 MARGIN_MM = 15.0  # around the gland, of labels and signed distances
 REFERENCE_VOXELS = 2  # around the gland, of the label on its own grid
@@ -204,7 +205,8 @@ def normalize(
         array: Any finite values.
         region: The voxels that count, of the same image.
         how: "percentile" clips at two percentiles and maps them to [0, 1] (Meyer et al., ISBI
-            2019); "zscore" gives mean 0 and standard deviation 1.
+            2019), "nyul" does the same and leaves the rest to `scale`; "zscore" gives mean 0
+            and standard deviation 1.
 
     Returns:
         float32 of the shape of `array`; 0 everywhere where the region is constant.
@@ -428,6 +430,9 @@ def _other_channel(
     if name not in row.images:
         return None, []
     series, findings = _open_series(row, name, data)
+    if data.registration == "rigid":
+        series, moved = _registered(series, working, center, data, row.name_of(row.images[name]))
+        findings.append(moved)
     seen = to_grid(series, working, "image")
     if name != "adc":
         return _normalized(seen, center, data), findings
@@ -439,3 +444,26 @@ def _other_channel(
         fix = "nothing: it is multiplied by 1000"
         findings.append(Finding("warning", "W120", row.name_of(row.images[name]), found, fix))
     return (array / ADC_SCALE).astype(np.float32), findings
+
+
+def _registered(
+    series: Volume,
+    working: Volume,
+    center: Float[ndarray, " 3"],
+    data: PiradsDataSection,
+    where: str,
+) -> tuple[Volume, Finding]:
+    motion = register(series, crop_pad(working, center, data.geometry.size), center)
+    if motion is None:
+        found = "registration finds no better place than the header's: it stays there"
+        return series, Finding("note", "I125", where, found, "nothing")
+    words = f"{motion.mm:.1f} mm and {motion.degrees:.1f} degrees"
+    if motion.plausible:
+        found = f"registered to the T2-weighted series: moved by {words}"
+        return motion.undone(series), Finding("note", "I125", where, found, "nothing")
+    found = (
+        f"registration would move it by {words}, more than {LARGEST_MM:g} mm or "
+        f"{LARGEST_DEGREES:g} degrees: it stays where its header puts it"
+    )
+    fix = "look whether it is of this examination, or set data.registration=none"
+    return series, Finding("warning", "W125", where, found, fix)

@@ -25,6 +25,13 @@ Row = dict[str, str | Path]
 
 PICAI_READERS = ("Yuan23", "HeviAI23")
 PROSTATEX = re.compile(r"ProstateX-\d{4}", re.IGNORECASE)
+SHOWN = 10  # descriptions of series in a message
+SOUGHT = {
+    "picai": "PATIENT_STUDY_t2w.mha",
+    "msd05": "imagesTr/*.nii.gz",
+    "prostate158": "t2.nii.gz in a folder a patient",
+    "prostatex-meyer": "series named ProstateX-0000 with t2 and tra",
+}
 LABEL_WORDS = ("seg", "label", "zones", "mask")
 
 
@@ -53,14 +60,23 @@ def layout(config: Any, target: Path | None, options: LayoutOptions) -> Findings
     else:
         rows = list(LAYOUTS[options.kind](root))
     if not rows:
+        found = f"no study in the layout {options.kind}: {_sought(root, options)}"
         fix = "give the folder that holds the data set, or another --kind"
-        found = f"no study in the layout {options.kind}"
         return Findings((Finding("error", "E100", target.name, found, fix),))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, _csv(rows, out.parent))
     labelled = sum(bool(row.get("label")) for row in rows)
     found = f"{len(rows)} rows, {labelled} with a label, in {options.out.name}"
     return Findings((Finding("note", "I100", target.name, found, "look at them, then check"),))
+
+
+def _sought(root: Path, options: LayoutOptions) -> str:
+    """What a layout consists of, in words."""
+    if options.kind != "dicom":
+        return f"there is no {SOUGHT[options.kind]}"
+    known = sorted({_description(first) for _, first in _series_folders(root)})
+    held = ", ".join(f"'{name}'" for name in known[:SHOWN]) or "none"
+    return f"no series is described as --series '{options.series}'; descriptions are {held}"
 
 
 def _csv(rows: list[Row], folder: Path) -> str:
@@ -238,16 +254,23 @@ def _header(path: Path, tag: str) -> str:
 
 def _dicom(root: Path, pattern: str) -> Iterator[Row]:
     """Every folder that directly holds a series of the description; folders name the patients."""
+    for folder, first in _series_folders(root):
+        if fnmatch(_description(first).lower(), pattern.lower()):
+            parts = folder.relative_to(root).parts or (root.name,)
+            yield {"subject_id": parts[0], "study_id": "_".join(parts), "t2": folder}
+
+
+def _series_folders(root: Path) -> Iterator[tuple[Path, Path]]:
+    """Folders that directly hold DICOM images, each with its first file."""
     for folder in sorted([root, *(path for path in root.rglob("*") if path.is_dir())]):
         files = (entry for entry in sorted(folder.iterdir()) if entry.is_file())
         first = next((one for one in files if _header(one, "SeriesInstanceUID")), None)
-        if first is None:
-            continue
-        description = _header(first, "SeriesDescription").lower()
-        if not fnmatch(description, pattern.lower()):
-            continue
-        parts = folder.relative_to(root).parts or (root.name,)
-        yield {"subject_id": parts[0], "study_id": "_".join(parts), "t2": folder}
+        if first is not None:
+            yield folder, first
+
+
+def _description(file: Path) -> str:
+    return _header(file, "SeriesDescription")
 
 
 def _if_file(column: str, path: Path | None) -> Row:

@@ -52,11 +52,14 @@ class Opened:
         volume: (z, y, x), axes as stored.
         findings: Warnings and notes about the file.
         segments: File value -> segment name, where the file names its segments.
+        frame: DICOM's frame of reference: positions in two frames cannot be compared; "" where
+            the file knows none.
     """
 
     volume: Volume
     findings: tuple[Finding, ...] = ()
     segments: Mapping[int, str] = field(default_factory=dict)
+    frame: str = ""
 
 
 def refuse(code: str, where: str, found: str, fix: str) -> DataError:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from numpy import ndarray
 
 from diptych_pirads.config import PiradsEvaluateSection
 from diptych_pirads.geometry import Volume, crop_pad
-from diptych_pirads.labels import ZONES, LabelScheme
+from diptych_pirads.labels import ZONES
 from diptych_pirads.metrics import Conventions, evaluate_case
 from diptych_pirads.prepare import PreparedLabel
 from diptych_pirads.store import other_labels, study
@@ -134,20 +133,3 @@ def long_table(rows: list[dict[str, Any]]) -> pl.DataFrame:
     names = ("subject", "unit", "method", "fit", "reader", "zone", "region", "metric")
     schema = {**dict.fromkeys(names, pl.String), "value": pl.Float64}
     return pl.DataFrame(rows, schema=schema).with_columns(pl.col("value").fill_nan(None))
-
-
-def classes_of(label: PreparedLabel) -> ndarray | None:
-    """Class numbers of a label's values; None where it does not tell PZ from the rest.
-
-    Returns:
-        uint8 (z, y, x) on the grid of `label.values`; what a scheme leaves open goes to the first
-        zone that it allows, as AFS and DPU to TZ in two-zone labels.
-    """
-    scheme: LabelScheme = label.scheme
-    if not (scheme.peripheral and scheme.inner):
-        return None
-    table = np.zeros(256, np.uint8)
-    for value, allowed in scheme.allowed.items():
-        table[value] = min(allowed)
-    classes: ndarray = table[label.values.array]
-    return classes

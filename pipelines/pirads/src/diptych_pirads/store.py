@@ -54,6 +54,7 @@ _SETTINGS: Any = {
     "scheme": True,
     "series": True,
     "repair_nan": True,
+    "registration": True,
     "on_error": True,
     "geometry": True,
     "crop": {"center"},
@@ -175,6 +176,7 @@ def _facts(
             for zone in (*ZONES, "gland")
             if zone in ceilings
         },
+        "not_registered": sum("W125" in part.get("warnings", ()) for part in parts),
         "cut_by_crop": sum("W112" in part.get("warnings", ()) for part in parts),
         "left_out": sum(bool(part.get("left_out")) for part in parts),
         "generated": generated,
@@ -190,6 +192,8 @@ def _say_what_the_grid_costs(facts: Mapping[str, Any]) -> None:
         log.info("best Dice that this grid allows: %s", ", ".join(ceilings))
     if facts["cut_by_crop"]:
         log.warning("%d glands are larger than the crop (W112)", facts["cut_by_crop"])
+    if facts["not_registered"]:
+        log.warning("%d studies could not be registered (W125)", facts["not_registered"])
 
 
 def study(prepared: Prepared, row: int) -> PreparedStudy:

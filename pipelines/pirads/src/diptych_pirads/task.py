@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim import Optimizer
 
-from diptych.contract import Artifact, Earlier, Facts, Fit, Modules, Schedule
+from diptych.contract import Artifact, Earlier, Facts, Fit, Modules
 from diptych.errors import DataError
 from diptych.randomness import Draw
+from diptych_pirads import scale
 from diptych_pirads.augment import (
     draw_warps,
     drop_channels,
@@ -32,7 +32,7 @@ from diptych_pirads.augment import (
     warp_crop,
 )
 from diptych_pirads.config import PiradsConfig
-from diptych_pirads.infer import locate_gland, study_features
+from diptych_pirads.infer import locate_gland
 from diptych_pirads.labels import SCHEMES, UNSEEN, ZONES, LabelScheme
 from diptych_pirads.metrics import compared_masks, dice
 from diptych_pirads.model import (
@@ -48,10 +48,13 @@ from diptych_pirads.objective import (
     SECOND_STAGE,
     Hidden,
     Target,
-    dual_loss,
+    joined,
+    labelled_loss,
+    other_loss,
     single_loss,
     weighing,
 )
+from diptych_pirads.optimization import MAIN, follow, optimizer, schedules
 from diptych_pirads.prepare import PreparedStudy, crop_image, crop_label
 from diptych_pirads.store import study
 from diptych_pirads.supervision import allowed_classes, supervised
@@ -60,10 +63,11 @@ if TYPE_CHECKING:
     from diptych.loop import EpochContext, StepContext
     from diptych.prepared import Prepared
 
-MODEL, AVERAGE, MAIN = "model", "average", "main"  # names of modules and of the optimizer
+MODEL, AVERAGE = "model", "average"  # names of modules
 FOUR_ZONES = SCHEMES["zones4"].name
-_FACTOR, _PATIENCE, _LOWEST_RATE = 0.8, 25, 1e-8  # on a plateau; Meyer et al., ISBI 2019
 _SMALLEST = 1e-7
+_LARGE = 1 << 17  # voxels of a crop whose memory counts
+_TOGETHER = 4  # crops of a prediction: PyTorch takes slow convolutions for a single small one
 
 
 class Rows(NamedTuple):
@@ -90,7 +94,7 @@ class Batch(NamedTuple):
         sdf: Signed distances in mm of the labelled crops; None where they are not learned.
         hidden: Blocks that the network does not see; None: sees all.
         counts: Crops of each kind.
-        kinds: Whether this step has partly labelled and unlabelled crops, on any process.
+        kinds: Whether there are crops of each kind, on any process.
     """
 
     image: Float[Tensor, "n c z y x"]
@@ -99,7 +103,7 @@ class Batch(NamedTuple):
     sdf: Float[Tensor, "k 4 z y x"] | None
     hidden: Bool[Tensor, "n 1 z y x"] | None
     counts: tuple[int, int, int]
-    kinds: tuple[bool, bool]
+    kinds: tuple[bool, bool, bool]
 
 
 def modules(config: PiradsConfig, facts: Facts, fit: Fit) -> dict[str, nn.Module]:
@@ -190,6 +194,7 @@ class PiradsTask:
         self._train = fit.split.train
         self._predicts = not fit.method and fit.stage == config.train.stages[-1]
         self._novelty: dict[str, ndarray] = {}
+        self._scale = scale.training_scale(config, prepared, self._train)
         self._dual = isinstance(self.network, DualPathNet)
         self._kind = {row: kind for kind, rows in enumerate(self.rows) for row in rows}
         self._four_zones = schemes[self.rows.labelled[0]] == FOUR_ZONES
@@ -255,37 +260,36 @@ class PiradsTask:
             torch.cat(sdf) if distances else None,
             hidden_blocks(draw, ids, self._size) if self._dual and tasks.reconstruct else None,
             (counts[0], counts[1], counts[2]),
-            self._kinds(epoch),
+            (True, *self._kinds(epoch)),
         )
 
     def train_step(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
         """One step of the optimizer."""
         ctx.zero(MAIN)
-        losses = self._losses(batch, ctx)
-        ctx.backward(losses["total"], weighted=True)
+        found = []
+        for part in self._passes(batch, ctx):
+            losses = self._losses(part, ctx)
+            ctx.backward(losses["total"], weighted=True)
+            found.append({name: loss.detach() for name, loss in losses.items()})
         ctx.step(MAIN)
         if self.config.train.ema is not None:
             decay = min(self.config.train.ema, (1 + ctx.step_index) / (10 + ctx.step_index))
             follow(self.modules[AVERAGE], self.network, decay)
-        return losses
+        return joined(*found)
 
     def validate(self, ctx: EpochContext) -> dict[str, float]:
         """Mean Dice over studies and zones, and the loss, of crops as prediction has them."""
         net = self.modules.get(AVERAGE, self.network)
         scores: list[float] = []
         losses = []
-        for row in self._validation:
-            case = study(self.prepared, row)
+        for case, center, fused, _ in self._predicted(net, self._validation, ctx.device):
             assert case.label is not None
-            center = locate_gland(net, case, self.config, self._size)
-            array = crop_image(case, center, self._size).array
-            x = torch.from_numpy(array.astype(np.float32))[None].to(ctx.device)
-            p = probabilities(net, x).fused
             values, scheme = crop_label(case, center, self._size), case.label.scheme
-            scores += zone_scores(p[0].argmax(0).cpu().numpy(), values, scheme)
-            allowed = allowed_classes(torch.from_numpy(scheme.to_sets(values))[None]).to(p.device)
-            logp = p.clamp(min=_SMALLEST).log()
-            losses.append(float(supervised(logp, allowed, weighing(self.config.objective))))
+            scores += zone_scores(fused.argmax(0).cpu().numpy(), values, scheme)
+            allowed = allowed_classes(torch.from_numpy(scheme.to_sets(values))[None])
+            logp = fused[None].clamp(min=_SMALLEST).log()
+            how = weighing(self.config.objective)
+            losses.append(float(supervised(logp, allowed.to(logp.device), how)))
         if not losses:
             return {}
         known = [score for score in scores if not math.isnan(score)]
@@ -299,10 +303,8 @@ class PiradsTask:
         if AVERAGE in self.modules:
             self.network.load_state_dict(self.modules[AVERAGE].state_dict())
         if self._predicts:
-            studies = (study(self.prepared, row) for row in self._train)
-            self._novelty = fit_novelty(
-                [study_features(self.network, one, self.config, self._size) for one in studies]
-            )
+            seen = self._predicted(self.network, self._train, ctx.device)
+            self._novelty = fit_novelty([features.cpu().numpy() for *_, features in seen])
 
     def artifacts(self) -> dict[str, Artifact]:
         """What was trained on."""
@@ -311,7 +313,19 @@ class PiradsTask:
             notes.append("no training study has four zones: DPU and AFS cannot be learned")
         counts = dict(zip(Rows._fields, map(len, self.rows), strict=True))
         training = {**counts, "epochs": self.epochs(), "notes": notes}
-        return {"training": training, **({ARTIFACT: self._novelty} if self._novelty else {})}
+        fitted = {ARTIFACT: self._novelty, scale.ARTIFACT: self._scale}
+        return {"training": training, **{name: part for name, part in fitted.items() if part}}
+
+    def _passes(self, batch: Batch, ctx: StepContext) -> list[Batch]:
+        """Crops that go through the network together.
+
+        The objective is a sum over labelled crops and the others, so that one kind after the other
+        has the same gradient, and the memory of the larger. Batch statistics know no such sum, and
+        of several processes one may lack a kind: then all go together, as small crops do.
+        """
+        small = math.prod(self._size) < _LARGE
+        together = small or self.config.model.norm == "batch" or ctx.group is not None
+        return [batch] if together or not any(batch.kinds[1:]) else _apart(batch)
 
     def _losses(self, batch: Batch, ctx: StepContext) -> dict[str, Tensor]:
         image, other = batch.image, batch.other
@@ -322,31 +336,65 @@ class PiradsTask:
         ends = list(accumulate(batch.counts))
         known = Target(batch.sets[: ends[0]], batch.sdf)
         partly = Target(batch.sets[ends[0] : ends[1]])
-        with_partial, with_unlabelled = batch.kinds
+        with_labelled, with_partial, with_unlabelled = batch.kinds
         if not self._dual:
             logits = self.network(x)
-            partial = (logits[ends[0] : ends[1]], partly) if with_partial else None
             return single_loss(
-                logits[: ends[0]], known, self.config, partial=partial, group=ctx.group
+                logits[: ends[0]] if with_labelled else None,
+                known,
+                self.config,
+                partial=(logits[ends[0] : ends[1]], partly) if with_partial else None,
+                group=ctx.group,
             )
         out = self.network(x, None if other is None else network_input(other))
-        hidden = None
-        if batch.hidden is not None:
-            hidden = Hidden(batch.image[: ends[0]], batch.hidden[: ends[0]])
-        return dual_loss(
-            _crops(out, 0, ends[0]),
-            known,
-            self.config,
-            self.stage,
-            _crops(out, ends[0], ends[2]) if with_partial or with_unlabelled else None,
-            partial=(_crops(out, ends[0], ends[1]), partly) if with_partial else None,
-            hidden=hidden,
-            progress=ctx.progress,
-            group=ctx.group,
-        )
+        found = []
+        if with_labelled:
+            hidden = None
+            if batch.hidden is not None:
+                hidden = Hidden(batch.image[: ends[0]], batch.hidden[: ends[0]])
+            found.append(
+                labelled_loss(
+                    _crops(out, 0, ends[0]),
+                    known,
+                    self.config,
+                    self.stage,
+                    hidden=hidden,
+                    progress=ctx.progress,
+                    group=ctx.group,
+                )
+            )
+        if with_partial or with_unlabelled:
+            found.append(
+                other_loss(
+                    _crops(out, ends[0], ends[2]),
+                    self.config,
+                    self.stage,
+                    partial=(_crops(out, ends[0], ends[1]), partly) if with_partial else None,
+                    progress=ctx.progress,
+                    group=ctx.group,
+                )
+            )
+        return joined(*found)
+
+    @torch.no_grad()
+    def _predicted(
+        self, net: nn.Module, rows: Sequence[int], device: torch.device
+    ) -> Iterator[tuple[PreparedStudy, ndarray, Tensor, Tensor]]:
+        """Studies, where prediction crops them, probabilities and features; a few at a time."""
+        for start in range(0, len(rows), _TOGETHER):
+            cases = [self._study(row) for row in rows[start : start + _TOGETHER]]
+            centers = [locate_gland(net, case, self.config, self._size) for case in cases]
+            crops = [
+                crop_image(case, center, self._size).array.astype(np.float32)
+                for case, center in zip(cases, centers, strict=True)
+            ]
+            seen = probabilities(net, torch.from_numpy(np.stack(crops)).to(device))
+            assert seen.features is not None
+            yield from zip(cases, centers, seen.fused, seen.features, strict=True)
 
     def _study(self, item: int) -> PreparedStudy:
-        return study(self.prepared, item % self.prepared.index.height)
+        one = study(self.prepared, item % self.prepared.index.height)
+        return scale.standardized(one, self._scale, self._size)
 
     def _kinds(self, epoch: int) -> tuple[bool, bool]:
         """Whether an epoch's batches hold partly labelled and unlabelled crops."""
@@ -368,49 +416,6 @@ class PiradsTask:
         n, height = len(rows), self.prepared.index.height
         places = [range(step * each, (step + 1) * each) for step in range(steps)]
         return [[order[k % n] + height * (k // n) for k in part] for part in places]
-
-
-def optimizer(net: nn.Module, config: PiradsConfig) -> Optimizer:
-    """The optimizer that the section ``optim`` names."""
-    settings = config.optim
-    parameters, rate, decay = net.parameters(), settings.lr, settings.weight_decay
-    if settings.name == "sgd":
-        return SGD(parameters, rate, momentum=0.99, nesterov=True, weight_decay=decay)
-    kind: type[Adam] = AdamW if settings.name == "adamw" else Adam
-    return kind(parameters, rate, weight_decay=decay)
-
-
-def schedules(optimizer: Optimizer, config: PiradsConfig, steps: int) -> dict[str, Schedule]:
-    """The learning rate over training.
-
-    Args:
-        optimizer: Whose rate.
-        config: Sections ``optim`` and ``train``.
-        steps: Optimizer steps of the fit.
-
-    Returns:
-        "onecycle" rises to ``optim.lr`` and falls again; "plateau" falls where the validation
-        loss does not, as in Meyer et al. (ISBI 2019).
-    """
-    kind = config.optim.schedule
-    if kind == "constant" or not steps:
-        return {}
-    if kind == "onecycle":
-        rising = OneCycleLR(optimizer, config.optim.lr, total_steps=steps + 1)
-        return {MAIN: Schedule(rising, "step")}
-    if kind == "cosine":
-        return {MAIN: Schedule(CosineAnnealingLR(optimizer, steps), "step")}
-    falling = ReduceLROnPlateau(optimizer, "min", _FACTOR, _PATIENCE, min_lr=_LOWEST_RATE)
-    return {MAIN: Schedule(falling, "epoch", "loss")}
-
-
-@torch.no_grad()
-def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
-    """Move averaged weights a step towards the network's; buffers are copied."""
-    targets: list[Tensor] = list(average.parameters())
-    torch._foreach_lerp_(targets, list[Tensor](net.parameters()), 1 - decay)
-    for target, value in zip(average.buffers(), net.buffers(), strict=True):
-        target.copy_(value)
 
 
 def zone_scores(
@@ -438,6 +443,25 @@ def _interleaved(labelled: Sequence[int], *others: Sequence[int]) -> list[int]:
     for k, item in enumerate(labelled):
         items += [item, *(one for other in others for one in other[k :: len(labelled)])]
     return items
+
+
+def _apart(batch: Batch) -> list[Batch]:
+    """The labelled crops, and all others."""
+    n = batch.counts[0]
+    parts = []
+    for chosen, labelled in ((slice(n), True), (slice(n, None), False)):
+        parts.append(
+            Batch(
+                batch.image[chosen],
+                None if batch.other is None else batch.other[chosen],
+                batch.sets[chosen],
+                batch.sdf if labelled else None,
+                None if batch.hidden is None else batch.hidden[chosen],
+                (n, 0, 0) if labelled else (0, *batch.counts[1:]),
+                (True, False, False) if labelled else (False, *batch.kinds[1:]),
+            )
+        )
+    return parts
 
 
 def _crops(out: DualOut, start: int, stop: int) -> DualOut:

@@ -1,6 +1,21 @@
 """Contrastive losses, exact and tiled: memory grows with N x D, never with N x N.
 
-``import diptych_contrast as dc``; every name below is found here and in its module.
+``import diptych_contrast as dc``; every name below is found here and in its module. Said once for
+all of them:
+
+* Shapes are those of the annotations. Embeddings ``z``, ``z1``, ``q``, ``x``, ... are (n, d), row i
+  of all the same sample; ``views`` are a tensor (v, n, d) or v times (n, d), two or more. Rows of
+  several views are view-major: row ``a * n + i`` is view a of sample i.
+* ``labels`` are the class of each sample, from 0; ``ids`` tell which rows are one sample.
+* ``temperature`` is a number above 0, a 0-dim tensor or a `Temperature`, t in formulas, where s is
+  the cosine similarity, or the product where ``normalize`` is False.
+* ``**common`` are the arguments of `Common`, explained at `Options`. A loss that cannot honour one
+  of them refuses it.
+* ``parity="official"`` computes what the authors' code does.
+* The formula of a docstring is the loss of one row; a loss returns its mean over the rows, in
+  float32 or float64, also for half precision and under autocast.
+* What cannot be used is refused with a `ContrastInputError`: argument, finding, what to do. Values
+  are looked at only where that is free, on the CPU.
 """
 
 from diptych_contrast.cluster import PrototypeQueue as PrototypeQueue
@@ -78,7 +93,6 @@ from diptych_contrast.probes import knn_probe as knn_probe
 from diptych_contrast.probes import linear_probe as linear_probe
 from diptych_contrast.probes import retrieval as retrieval
 from diptych_contrast.probes import ridge_probe as ridge_probe
-from diptych_contrast.registry import Criterion as Criterion
 from diptych_contrast.registry import LossSpec as LossSpec
 from diptych_contrast.registry import explain as explain
 from diptych_contrast.registry import loss as loss

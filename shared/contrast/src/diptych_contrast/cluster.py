@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, Literal, NamedTuple, Unpack, cast
 
 import torch
@@ -16,25 +17,22 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     Options,
+    Parity,
     TemperatureLike,
-    local_engine,
-    read_embeddings,
-    read_labels,
     read_options,
-    read_scale,
-    read_views,
-    reduce_rows,
 )
 from diptych_contrast.dist import gather_sizes, world
 from diptych_contrast.errors import ContrastInputError, warn
 from diptych_contrast.inputs import check_choice, check_least, check_positive, check_shape, readable
-from diptych_contrast.kernel import log_sums
-from diptych_contrast.kernel.normalize import unit_rows
-from diptych_contrast.multiview import Parity
+from diptych_contrast.kernel import log_sums, products, unit_rows
+from diptych_contrast.kernel.call import full_precision
+from diptych_contrast.kernel.tiles import LOG2_E
 from diptych_contrast.pairwise import info_nce
 from diptych_contrast.state import KeyQueue, keep_version
 
 _SCORES_AT_ONCE = 2**22  # of points with centres
+# Logarithms of shares that far apart can be scaled as exponentials, also over many samples.
+_RANGE = {torch.float32: 60.0, torch.float64: 600.0}
 
 
 class Prototypes(nn.Module):
@@ -44,15 +42,7 @@ class Prototypes(nn.Module):
     rows to length 1 in place, outside the gradient. SwAV has 3,000 prototypes of length 128
     (384,000 parameters), frozen for 313 steps (5,005 at batch 256).
 
-    Args:
-        dim: Length of an embedding.
-        k: Number of prototypes.
-        freeze_steps: Steps during which the prototypes get no gradient at all.
-        through: Differentiate through the normalisation instead.
-
-    Example:
-        >>> Prototypes(128, 3000)(torch.randn(4, 128)).shape
-        torch.Size([4, 3000])
+    ``through`` differentiates through the normalisation instead.
     """
 
     def __init__(self, dim: int, k: int, *, freeze_steps: int = 0, through: bool = False) -> None:
@@ -74,7 +64,7 @@ class Prototypes(nn.Module):
         """Cosine similarity of embeddings and prototypes, float32 or float64."""
         wide = z.to(torch.promote_types(z.dtype, torch.float32))
         weight = self.weight.to(wide.dtype)
-        return _products(unit_rows(wide), unit_rows(weight) if self.through else weight)
+        return products(unit_rows(wide), (unit_rows(weight) if self.through else weight).t())
 
 
 @torch.no_grad()
@@ -89,15 +79,12 @@ def sinkhorn(
     """Assign samples to prototypes so that all prototypes are used alike (Cuturi, 2013; SwAV).
 
     ``exp(scores / epsilon)`` scaled in turn to equal sums of the columns and to rows of sum 1, on
-    logarithms. The authors' code scales the exponentials, which overflow in float32 from
+    logarithms where exponentials might not be safe. The authors' code overflows in float32 from
     ``scores / epsilon`` = 88.7 on. No gradient.
 
     Args:
-        scores: Similarity of samples and prototypes, shape (n, k).
         epsilon: Weight of the entropy, above 0; the smaller, the harder the assignments.
-        n_iter: Number of iterations, at least 1.
         group: Processes that share the samples, each with its own rows.
-        parity: ``official``: scale exponentials.
 
     Example:
         >>> sinkhorn(torch.eye(3)).argmax(1).tolist()
@@ -107,8 +94,11 @@ def sinkhorn(
     check_positive("sinkhorn", epsilon=epsilon, n_iter=n_iter)
     check_shape("sinkhorn", "scores", scores, (-1, -1))
     logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon
-    count, k = _total(logits.new_tensor(len(scores)), group), scores.shape[1]
-    if readable(count) and k > count:
+    count: Tensor | int = len(scores)
+    if group is not None:
+        count = _total(logits.new_tensor(count), group)
+    k = scores.shape[1]
+    if (not isinstance(count, Tensor) or readable(count)) and k > count:
         fix = "add a PrototypeQueue, or take fewer"
         warn("sinkhorn", "scores", "has more prototypes than samples", fix)
     if parity == "official":
@@ -118,6 +108,11 @@ def sinkhorn(
             shares = shares / _total(shares.sum(0), group) / k
             shares = shares / shares.sum(1, keepdim=True) / count
         return shares * count
+    low, high = logits.aminmax()
+    if group is None and readable(logits) and float(high - low) <= _RANGE[logits.dtype]:
+        kernel = (logits - high).mul_(LOG2_E).exp2_()
+        assigned: Tensor = full_precision(_scale, kernel, n_iter)
+        return assigned
     for _ in range(n_iter):
         top = logits.amax(0)
         if group is not None:
@@ -148,45 +143,44 @@ def swav_loss(
     Args:
         scores: Scores of each view (small crops too) with the prototypes, v of shape (n, k).
         assign: Views that are assigned: the large crops.
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        epsilon: See `sinkhorn`.
         queue_scores: `PrototypeQueue.scores`: older samples that take part in `sinkhorn`, one
             (m, k) an assigned view.
         assignments: To be used instead of `sinkhorn`: one (n, k) for all or each assigned view.
-        n_iter: See `sinkhorn`.
-        parity: ``official``: Sinkhorn on exponentials.
-        **common: See `Common`; a row is a sample, ``group`` assigns all samples together.
-
-    Example:
-        >>> swav_loss([10 * torch.eye(3), 10 * torch.eye(3)]).item() < 1e-3
-        True
     """
     options = read_options("swav_loss", common, "return_info", "ring")
-    views = scores if isinstance(scores, Tensor) else tuple(scores)
-    stacked = read_views(replace(options, normalize=False), "scores", views)
-    count, n, k = stacked.shape
+    every = options.scores("scores", scores)
+    count, (n, k) = len(every), every[0].shape
     if count < 2 or not assign or not all(0 <= view < count for view in assign):
         found, fix = f"is {tuple(assign)} for {count} views", "name views of two or more"
         raise ContrastInputError("swav_loss", "assign", found, fix)
-    scale = read_scale(options, temperature, stacked)
+    scale = options.scale(temperature, every[0])
     if isinstance(assignments, Tensor) and assignments.dim() == 2:
         assignments = [assignments] * len(assign)
     if assignments is not None:
         _check_each("swav_loss", "assignments", assignments, len(assign), (n, k))
-        shares = [share.detach().to(stacked) for share in assignments]
+        shares = [share.detach().to(every[0]) for share in assignments]
     else:
-        whole = [stacked[view].detach() for view in assign]
+        whole = [every[view].detach() for view in assign]
         if queue_scores is not None:
             _check_each("swav_loss", "queue_scores", queue_scores, len(assign), (-1, k))
             both = zip(queue_scores, whole, strict=True)
             whole = [torch.cat([older.to(own), own]) for older, own in both]
         shares = [sinkhorn(x, epsilon, n_iter, options.group, parity=parity)[-n:] for x in whole]
-    logarithms = torch.log_softmax(stacked * scale, 2)
-    rows = [
-        -(share * logarithms[[other for other in range(count) if other != view]]).sum(2).mean(0)
-        for view, share in zip(assign, shares, strict=True)
-    ]
-    return reduce_rows(options, torch.stack(rows).mean(0), None)
+    rows = torch.zeros_like(every[0][:, 0])
+    for view, own in enumerate(every):
+        others = [share for a, share in zip(assign, shares, strict=True) if a != view]
+        if others:
+            rows = rows - (reduce(torch.add, others) * torch.log_softmax(own * scale, 1)).sum(1)
+    return options.reduce(rows / (len(assign) * (count - 1)), None)
+
+
+def _scale(kernel: Tensor, n_iter: int) -> Tensor:
+    """Sinkhorn on exponentials: only factors of rows and columns change, so these are followed."""
+    rows = torch.ones_like(kernel[:, 0])
+    for _ in range(n_iter):
+        columns = torch.mv(kernel.t(), rows).reciprocal_()
+        rows = torch.mv(kernel, columns).reciprocal_()
+    return kernel.mul_(rows[:, None]).mul_(columns)
 
 
 class PrototypeQueue(nn.Module):
@@ -197,9 +191,7 @@ class PrototypeQueue(nn.Module):
     each step, and takes a last row of zeros for a queue that is not full.
 
     Args:
-        n_assign: Number of assigned views.
         length: Samples to keep, a multiple of the batch of all processes (SwAV: 3,840).
-        dim: Length of an embedding.
         start_epoch: First epoch that uses the queue; it is filled from the beginning.
 
     Example:
@@ -263,34 +255,24 @@ def proto_nce(
     """Contrast samples with each other and with cluster centres (Li et al., 2021, eq. 11, PCL).
 
     `info_nce` plus ``log sum_j exp(q.c_j / phi_j) - q.c_own / phi_own``, averaged over clusterings.
-    The authors' code draws some of the other
-    centres, ours takes all.
+    The authors' code draws some of the other centres, ours takes all.
 
     Args:
-        q: Queries, shape (n, d).
-        k: Their keys, shape (n, d).
-        centroids: Centres of each clustering, shape (c, d), constants: `spherical_kmeans`.
-        assignments: Own centre of each query in each clustering, shape (n,).
-        densities: phi of each clustering, shape (c,): `cluster_density`.
-        temperature: Of InfoNCE; number, 0-dim tensor or `Temperature`.
+        centroids: Centres of each clustering, constants: `spherical_kmeans`.
+        assignments: Own centre of each query in each clustering.
+        densities: phi of each clustering: `cluster_density`.
         queue: Negatives of InfoNCE; None: the other keys of the batch.
-        **common: See `Common`; a row is a query.
-
-    Example:
-        >>> q, own = torch.eye(4), torch.arange(4)
-        >>> proto_nce(q, q, [q], [own], [torch.full((4,), 0.1)]).item() < 0.1
-        True
     """
     options = read_options("proto_nce", common, "return_info")
     sizes = {len(centroids), len(assignments), len(densities)}
     if len(sizes) > 1 or not centroids:
         found = f"and assignments and densities have lengths {sorted(sizes)}"
         raise ContrastInputError("proto_nce", "centroids", found, "pass one for each clustering")
-    anchors = read_embeddings(options, q=q)[0]
+    anchors = options.embeddings(q=q)[0]
     source: Literal["in_batch", "queue"] = "in_batch" if queue is None else "queue"
     rowwise = cast(Common, {**common, "reduction": "none"})
     rows = info_nce(q, k, temperature, negatives=source, queue=queue, **rowwise)
-    one, engine = anchors.new_ones(()), replace(local_engine(options), unit=False)
+    one, engine = anchors.new_ones(()), replace(options.local_engine, unit=False)
     for centres, assigned, density in zip(centroids, assignments, densities, strict=True):
         own, columns = _read_centres(options, assigned, anchors, centres)
         check_shape("proto_nce", "densities", density, (len(centres),))
@@ -300,7 +282,7 @@ def proto_nce(
         columns = columns / density.detach().to(columns)[:, None]
         lse, _ = log_sums(anchors, columns, one, ("any",), engine=engine)
         rows = rows + (lse[0] - (anchors * columns[own]).sum(1)) / len(centroids)
-    return reduce_rows(options, rows, None)
+    return options.reduce(rows, None)
 
 
 @torch.no_grad()
@@ -315,20 +297,10 @@ def cluster_density(
     ``sum ||x - c|| / (z log(z + 10))`` over the z unit vectors of a cluster; clusters of one point
     take the largest value; clipped to the 10th and 90th percentile, scaled to the mean
     ``temperature``, at least a hundredth of it, so that equal points do no harm.
-
-    Args:
-        x: Embeddings, shape (n, d).
-        centroids: Centres, shape (c, d).
-        assignments: Centre of each embedding, shape (n,).
-        temperature: Mean of the densities, above 0.
-
-    Example:
-        >>> round(cluster_density(torch.eye(4), torch.eye(4), torch.arange(4)).sum().item(), 3)
-        0.8
     """
     check_positive("cluster_density", temperature=temperature)
     options = read_options("cluster_density", {})
-    points = read_embeddings(options, x=x)[0]
+    points = options.embeddings(x=x)[0]
     own, centres = _read_centres(options, assignments, points, centroids)
     count = torch.bincount(own, minlength=len(centres)).to(points)
     lengths = torch.linalg.vector_norm(points - centres[own], dim=1)
@@ -363,10 +335,7 @@ def spherical_kmeans(
     goes on from the point farthest from its centre.
 
     Args:
-        x: Embeddings, shape (n, d), n >= k.
-        k: Number of clusters.
         n_iter: Most iterations; it stops when no point changes its cluster.
-        seed: Seed of the first centres.
         start: First centres, such as those of the last epoch, shape (k, d).
 
     Example:
@@ -375,7 +344,7 @@ def spherical_kmeans(
     """
     check_least("spherical_kmeans", 1, k=k, n_iter=n_iter)
     options = read_options("spherical_kmeans", {"check_finite": True})
-    points = read_embeddings(options, x=x)[0]
+    points = options.embeddings(x=x)[0]
     if len(points) < k:
         found, fix = f"is {k} for {len(points)} points", "pass at most the number of points"
         raise ContrastInputError("spherical_kmeans", "k", found, fix)
@@ -413,20 +382,15 @@ def _seeds(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def _gaps(x: Tensor, rows: list[int]) -> Tensor:
-    gaps = (1.0 - _products(x[rows], x)).clamp_min(0.0)
+    gaps = (1.0 - products(x[rows], x.t())).clamp_min(0.0)
     gaps[range(len(rows)), rows] = 0.0
     return gaps
 
 
 def _nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     chunks = torch.split(x, max(1, _SCORES_AT_ONCE // len(centres)))
-    found = [_products(chunk, centres).max(1) for chunk in chunks]
+    found = [products(chunk, centres.t()).max(1) for chunk in chunks]
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
-
-
-def _products(x: Tensor, y: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return x @ y.t()
 
 
 def _total(x: Tensor, group: torch_dist.ProcessGroup | None) -> Tensor:
@@ -450,7 +414,7 @@ def _read_centres(
 ) -> tuple[Tensor, Tensor]:
     """Own centre of every point, and the centres like the points."""
     check_shape(options.function, "centroids", centres, (-1, points.shape[1]))
-    own = read_labels(options, "assignments", assigned, points, lowest=0)
+    own = options.labels("assignments", assigned, points, lowest=0)
     if readable(own) and int(own.max()) >= len(centres):
         found, fix = f"holds {int(own.max())}", f"number the {len(centres)} centres from 0"
         raise ContrastInputError(options.function, "assignments", found, fix)

@@ -24,8 +24,9 @@ from diptych_contrast.inputs import (
     check_pair,
     check_positive,
     check_rows,
+    check_squares,
 )
-from diptych_contrast.kernel import pair_lse, unit_rows
+from diptych_contrast.kernel import pair_lse, products, unit_rows
 
 _BLOCK = 1024  # rows of scores held at a time
 
@@ -36,16 +37,7 @@ def alignment(
     """Mean distance between the two views of a sample, to the power of ``alpha``.
 
     ``mean_i ||x_i - y_i||^alpha`` (Wang and Isola, 2020, equation 2). With unit vectors and
-    alpha 2 it lies in [0, 4]; 0 is perfect alignment.
-
-    Args:
-        x: Embeddings of the first views.
-        y: Embeddings of the second views, row by row the same samples.
-        alpha: Exponent, above 0.
-        normalize: Scale the rows to length 1 first.
-
-    Returns:
-        0-dim tensor with gradient; the gradient of a pair at distance 0 is 0.
+    alpha 2 it lies in [0, 4]; 0 is perfect alignment. Pairs at distance 0 have the gradient 0.
 
     Example:
         >>> alignment(torch.eye(4), torch.eye(4)).item()
@@ -53,7 +45,8 @@ def alignment(
     """
     check_pair("alignment", x=x, y=y)
     check_positive("alignment", alpha=alpha)
-    squared = (_prepared(x, normalize) - _prepared(y, normalize)).square().sum(1)
+    rows = (_prepared("alignment", name, z, normalize) for name, z in (("x", x), ("y", y)))
+    squared = torch.sub(*rows).square().sum(1)
     if alpha == 2:
         return squared.mean()
     apart = squared > 0  # a root has no derivative at 0
@@ -67,19 +60,10 @@ def uniformity(
 
     ``log mean_{i<j} exp(-t ||x_i - x_j||^2)`` (Wang and Isola, 2020, equation 4): 0 where all
     rows are equal, lower the more evenly they cover the sphere. Memory grows with N x D.
-
-    Args:
-        x: Embeddings, at least two rows.
-        t: Sharpness of the potential, above 0.
-        normalize: Scale the rows to length 1 first.
-
-    Example:
-        >>> uniformity(torch.ones(5, 3)).abs().item() < 1e-5
-        True
     """
     check_rows("uniformity", "x", x, at_least=2)
     check_positive("uniformity", t=t)
-    rows = _prepared(x, normalize)
+    rows = _prepared("uniformity", "x", x, normalize)
     norms = -t * rows.square().sum(1)
     potentials = pair_lse(rows, None, 2 * t, row_bias=norms, symmetric=True)
     count = rows.shape[0]
@@ -90,14 +74,7 @@ def rank_me(z: Float[Tensor, "n d"]) -> float:
     """Smooth rank of a matrix of embeddings, in [1, min(n, d)] (RankMe, Garrido et al., 2023).
 
     ``exp(-sum_k p_k log p_k)`` with ``p_k = sigma_k / sum sigma + 1e-7`` and sigma the singular
-    values of the matrix as it is, not centred.
-
-    Returns:
-        The smooth rank; 1 for a matrix of zeros.
-
-    Example:
-        >>> round(rank_me(torch.eye(8)), 3)
-        8.0
+    values of the matrix as it is, not centred; 1 for a matrix of zeros.
     """
     return _entropy_rank(_spectrum("rank_me", z, centre=False).sqrt(), 1e-7)
 
@@ -105,10 +82,7 @@ def rank_me(z: Float[Tensor, "n d"]) -> float:
 def effective_rank(z: Float[Tensor, "n d"]) -> float:
     """Exponential of the entropy of the centred matrix' singular values (Roy, Vetterli, 2007).
 
-    Unlike `rank_me`, a mean that all rows share does not count as a direction.
-
-    Returns:
-        The effective rank, in [1, min(n, d)]; 1 where all rows are equal.
+    In [1, min(n, d)]; unlike `rank_me`, a mean that all rows share does not count as a direction.
     """
     return _entropy_rank(_spectrum("effective_rank", z, centre=True).sqrt(), 0.0)
 
@@ -117,14 +91,9 @@ def alpha_req(z: Float[Tensor, "n d"]) -> float:
     """Decay of the covariance spectrum: alpha in ``lambda_i ~ i^-alpha`` (Agrawal et al., 2022).
 
     Least-squares slope of log eigenvalue on log index, indices 5 to d/2. Values near 1 go with
-    good features; far above 1 few directions carry everything, far below 1 all carry noise.
-
-    Args:
-        z: Embeddings, finite, with at least 12 dimensions.
-
-    Returns:
-        The exponent, positive for a falling spectrum; ``inf`` where the spectrum ends (fewer than
-        two eigenvalues above rounding in the range).
+    good features; far above 1 few directions carry everything, far below 1 all carry noise. Needs
+    12 dimensions or more; infinite where fewer than two eigenvalues in the range are above
+    rounding.
     """
     spectrum = _spectrum("alpha_req", z, centre=True)
     if z.shape[1] < 12:
@@ -141,9 +110,7 @@ def alpha_req(z: Float[Tensor, "n d"]) -> float:
 def nesum(z: Float[Tensor, "n d"]) -> float:
     """Sum of the covariance eigenvalues over the largest one (NESum, He and Ozay, 2022).
 
-    Returns:
-        A number in [1, d]: 1 for a single direction, d for whitened features; 0 where all rows
-        are equal.
+    1 for a single direction, d for whitened features, 0 where all rows are equal.
     """
     spectrum = _spectrum("nesum", z, centre=True)
     largest = float(spectrum[0])
@@ -153,8 +120,7 @@ def nesum(z: Float[Tensor, "n d"]) -> float:
 def tolerance(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
     """Mean cosine of two rows of one class (Wang and Liu, 2021, equation 10).
 
-    Returns:
-        A number in [-1, 1]; 0 with a `ContrastWarning` if no two rows share a label.
+    0 with a `ContrastWarning` if no two rows share a label.
     """
     check_rows("tolerance", "z", z)
     check_integers("tolerance", "labels", labels, z.shape[0])
@@ -169,11 +135,7 @@ def tolerance(z: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
 
 
 def modality_gap(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    """Distance between the mean unit vectors of two modalities (Liang et al., 2022).
-
-    Returns:
-        A number in [0, 2]; 0 where the means coincide.
-    """
+    """Distance between the mean unit vectors of two modalities, in [0, 2] (Liang et al., 2022)."""
     check_dimension("modality_gap", x=x, y=y)
     means = [unit_rows(each.detach()).mean(0) for each in (x, y)]
     return float(torch.linalg.vector_norm(means[0] - means[1]))
@@ -201,11 +163,7 @@ def positive_negative_scores(
 ) -> ScoreDistribution:
     """Distribution of the cosines ``x_i . y_j`` of positive and negative pairs (Zhu et al., 2021).
 
-    Args:
-        x: Embeddings of the first views.
-        y: Embeddings of the second views.
-        ids: Sample or class of a row: equal ids are positives. Default: each row is its own.
-        bins: Number of bins over [-1, 1].
+    Rows of equal id, of a sample or a class, are positives; without ``ids`` each is its own.
     """
     check_pair("positive_negative_scores", x=x, y=y)
     count = x.shape[0]
@@ -258,11 +216,6 @@ def gradient_balance(
     With ``p_ij = softmax_j(q_i . k_j / tau)`` the gradient with respect to the unit vector q_i is
     ``(-(1 - p_ii) k_i + sum_{j != i} p_ij k_j) / tau``: the norms of both summands. Both carry the
     factor ``1 - p_ii`` (Yeh et al., 2022, proposition 1), so easy batches starve both.
-
-    Args:
-        q: Queries.
-        k: Keys, row by row the positives.
-        temperature: Temperature, above 0.
     """
     check_pair("gradient_balance", 2, q=q, k=k)
     check_positive("gradient_balance", temperature=temperature)
@@ -274,7 +227,7 @@ def gradient_balance(
         weights = weights.scatter(1, own, 0.0)
         left = weights.sum(1)  # 1 - p_ii, without the cancellation
         pull.append(left * torch.linalg.vector_norm(keys[rows], dim=1) / temperature)
-        push.append(torch.linalg.vector_norm(weights @ keys, dim=1) / temperature)
+        push.append(torch.linalg.vector_norm(products(weights, keys), dim=1) / temperature)
     positive, negative = (torch.cat(part).double().cpu().numpy() for part in (pull, push))
     return GradientBalance(positive, negative, float(positive.mean()), float(negative.mean()))
 
@@ -284,7 +237,7 @@ class CollapseReport:
     """Signs of collapse; rows and dimensions are listed by index.
 
     Duplicates are rows exactly equal to an earlier one. Rows that are not finite are listed and
-    left out of everything else.
+    left out of everything else; with no others every dimension is dead and the rank is 0.
     """
 
     n_rows: int
@@ -305,12 +258,8 @@ def collapse_report(z: Float[Tensor, "n d"], *, threshold: float = 1e-5) -> Coll
     """Dead dimensions, constant rows, duplicates, rows that are not finite, and the rank.
 
     Args:
-        z: Embeddings, before normalisation.
         threshold: A dimension is dead if its standard deviation, a row constant if its range, is
             at most this share of the root mean square of all values.
-
-    Returns:
-        What was found. With no finite row every dimension is dead and the rank is 0.
 
     Example:
         >>> collapse_report(torch.tensor([[1.0, 0.0], [2.0, 0.0]])).dead_dimensions
@@ -345,15 +294,19 @@ def _where(flags: Tensor) -> tuple[int, ...]:
     return tuple(torch.nonzero(flags).flatten().tolist())
 
 
-def _prepared(x: Tensor, normalize: bool) -> Tensor:
-    return unit_rows(x) if normalize else x.to(torch.promote_types(x.dtype, torch.float32))
+def _prepared(function: str, argument: str, x: Tensor, normalize: bool) -> Tensor:
+    if normalize:
+        return unit_rows(x)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    check_squares(function, argument, x)
+    return x
 
 
 def _score_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
     rows, columns = (unit_rows(each.detach()) for each in (x, y))
     for start in range(0, rows.shape[0], _BLOCK):
         block = slice(start, min(start + _BLOCK, rows.shape[0]))
-        yield block, rows[block] @ columns.T
+        yield block, products(rows[block], columns.T)
 
 
 def _spectrum(function: str, z: Tensor, *, centre: bool) -> Tensor:

@@ -19,13 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych_contrast.cluster import spherical_kmeans
-from diptych_contrast.common import (
-    Common,
-    LossResult,
-    TemperatureLike,
-    read_options,
-    reduce_rows,
-)
+from diptych_contrast.common import Common, LossResult, Parity, TemperatureLike, read_options
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import (
     check_choice,
@@ -47,29 +41,15 @@ def soft_con(
     *,
     labels: Int[Tensor, " n"] | None = None,
     labelled: Literal["one_hot", "predicted"] = "one_hot",
-    parity: Literal["official"] | None = None,
+    parity: Parity = None,
     **common: Unpack[Common],
 ) -> LossResult:
     """Contrast pairs as far as they probably share a class (Bai et al., 2023, BaCon).
 
     ``log sum_{a != i} exp(s_ia / t) - sum_j w_ij s_ij / t / sum_j w_ij``, ``w_ij = p_i.p_j``
-    without gradient: `soft_sup_con` with predicted probabilities.
-    The authors let labelled samples enter with predicted probabilities and multiply the loss by
-    ``t / 0.07``: ``parity="official"``.
-
-    Args:
-        features: Views of the same samples, shape (v, n, d).
-        probs: Predicted class probabilities, shape (n, c).
-        temperature: t > 0.
-        labels: Known classes, shape (n,), -1: unlabelled.
-        labelled: Let known classes replace the prediction, or not.
-        parity: ``official``: as the authors' code.
-        **common: See `Common`.
-
-    Example:
-        >>> p = torch.eye(2)[[0, 0, 1, 1]]
-        >>> soft_con(torch.eye(4).expand(1, 4, 4), p, 1.0).exp().item()
-        3.0
+    without gradient: `soft_sup_con` with predicted probabilities. Known classes replace the
+    prediction (``labels``, -1: unlabelled), unless ``labelled`` says ``predicted``, as the authors
+    do, who also multiply the loss by ``t / 0.07``.
     """
     check_choice("soft_con", "labelled", labelled, "one_hot", "predicted")
     check_choice("soft_con", "parity", parity, None, "official")
@@ -95,27 +75,13 @@ def balanced_regulariser(
     """Keep the mean prediction in proportion to the class sizes (BaCon).
 
     With p the mean of ``softmax(logits / temperature)``, times ``counts^-power``, normalised:
-    ``log k - H(p)``, 0 where p is uniform.
-
-    Args:
-        logits: Shape (n, k).
-        counts: Class sizes or shares, > 0, shape (k,).
-        temperature: Temperature, > 0.
-        power: How strongly sizes count.
-
-    Returns:
-        Shape (), in [0, log k].
-
-    Example:
-        >>> round(balanced_regulariser(torch.zeros(5, 3), torch.ones(3)).item(), 6)
-        0.0
+    ``log k - H(p)``, 0 where p is uniform. Counts are class sizes or shares, > 0.
     """
     _check_classes("balanced_regulariser", logits, counts, temperature)
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    with torch.autocast(logits.device.type, enabled=False):
-        mean = (wide / temperature).log_softmax(1).logsumexp(0)
-        logs = (mean - power * counts.to(wide).log()).log_softmax(0)
-        loss: Tensor = math.log(logits.shape[1]) + (logs.exp() * logs).sum()
+    mean = (wide / temperature).log_softmax(1).logsumexp(0)
+    logs = (mean - power * counts.to(wide).log()).log_softmax(0)
+    loss: Tensor = math.log(logits.shape[1]) + (logs.exp() * logs).sum()
     return loss
 
 
@@ -127,8 +93,8 @@ def logit_adjust(
 ) -> Float[Tensor, "n k"]:
     """Take the class prior out of logits (Menon et al., 2021; BaCon).
 
-    ``logits / temperature - log(prior^power + 1e-12)``, prior the shares of the counts.
-    Counts are class sizes or shares, > 0, shape (k,).
+    ``logits / temperature - log(prior^power + 1e-12)``, prior the shares of the counts, which are
+    class sizes or shares, > 0.
 
     Example:
         >>> logit_adjust(torch.zeros(1, 2), torch.tensor([9.0, 1.0])).argmax().item()
@@ -144,9 +110,8 @@ def _check_classes(function: str, logits: Tensor, counts: Tensor, temperature: f
     check_shape(function, "logits", logits, (-1, -1))
     if counts.shape != logits.shape[1:] or (readable(counts) and bool((counts <= 0).any())):
         found = f"has shape {tuple(counts.shape)}, or a value not above 0"
-        raise ContrastInputError(
-            function, "counts", found, "pass one positive number for each class"
-        )
+        fix = "pass one positive number for each class"
+        raise ContrastInputError(function, "counts", found, fix)
 
 
 @torch.no_grad()
@@ -164,16 +129,7 @@ def estimate_class_distribution(
     ``labelled of class c in cluster p / size of p`` is largest. The sizes of known clusters go to
     known classes by the rank of their labelled counts, those of the others in decreasing order.
     The centres are directions (`spherical_kmeans`); the authors normalise features, not centres.
-
-    Args:
-        features: Shape (n, d), n >= k.
-        labels: Class of each labelled sample, in [0, k); anything elsewhere, shape (n,).
-        mask_labelled: Which samples are labelled, shape (n,).
-        k: Number of classes, known and new.
-        seed: Seed of the first centres.
-
-    Returns:
-        Shares that sum to 1, shape (k,).
+    Where ``mask_labelled`` is false labels may be anything.
 
     Example:
         >>> x, y = torch.eye(4)[[0, 0, 0, 1]], torch.tensor([0, 0, -1, -1])
@@ -205,21 +161,12 @@ def estimate_class_distribution(
 
 
 def sampling_rates(
-    counts: Float[Tensor, " k"],
-    labels: Int[Tensor, " n"],
-    alpha: float = 0.8,
-    beta: float = 0.5,
+    counts: Float[Tensor, " k"], labels: Int[Tensor, " n"], alpha: float = 0.8, beta: float = 0.5
 ) -> Float[Tensor, " k"]:
     """Rates of `self_balanced_sampling`: ``(n_min / n_c)^beta``, rare classes more (BaCon).
 
-    Args:
-        counts: Class sizes or shares, > 0, shape (k,).
-        labels: Classes labelled in this batch, -1: none, shape (n,); they take alpha for beta.
-        alpha: Exponent of classes with labels; the CIFAR scripts take 0.
-        beta: Exponent of the others.
-
-    Returns:
-        Shape (k,), in (0, 1].
+    Classes labelled in this batch (``labels``, -1: none) take alpha for beta, in the authors'
+    CIFAR scripts 0. Counts are class sizes or shares, > 0.
 
     Example:
         >>> sampling_rates(torch.tensor([4.0, 1.0]), torch.tensor([-1])).tolist()
@@ -240,14 +187,8 @@ def self_balanced_sampling(
 ) -> Bool[Tensor, " n"]:
     """Choose which unlabelled samples take part, fewer of frequent classes (BaCon).
 
-    Of every predicted class as many as heads fall among one coin of its rate a sample, the most
-    confident first.
-
-    Args:
-        confidence: Largest probability of each sample, shape (n,).
-        prediction: Its class, shape (n,).
-        rate: Rate of every class, in [0, 1], shape (k,); see `sampling_rates`.
-        generator: Source of the coins, on the device of ``confidence``.
+    Of every predicted class as many as heads fall among one coin of its rate (`sampling_rates`) a
+    sample, the most confident first. The generator of the coins is on the device of ``confidence``.
 
     Example:
         >>> y, g = torch.tensor([0, 0, 1]), torch.Generator().manual_seed(0)
@@ -287,19 +228,7 @@ def self_distillation(
 
     ``-sum_k q_k log softmax_k(student / student_temperature)``, q the mean over the other views of
     ``softmax(student / t)``, without gradient; t goes linearly from the first to the second teacher
-    temperature over ``warmup`` epochs.
-
-    Args:
-        student: Logits of at least two views, shape (v, n, k).
-        epoch: Epoch, from 0.
-        student_temperature: Temperature of the student, > 0.
-        teacher_temperature: First and last temperature of the teacher, > 0.
-        warmup: Epochs of the change.
-        **common: See `Common`; logits are not normalised.
-
-    Example:
-        >>> round(self_distillation(torch.zeros(2, 4, 8), 0).exp().item())
-        8
+    temperature over ``warmup`` epochs. The student holds the logits of two views or more.
     """
     name = "self_distillation"
     options = read_options(name, common, *LOCAL)
@@ -312,11 +241,10 @@ def self_distillation(
     check_least(name, 2, student=len(logits))
     logits = logits if logits.dtype == torch.float64 else logits.float()
     share = min(epoch / (warmup - 1), 1.0) if warmup > 1 else 1.0
-    with torch.autocast(logits.device.type, enabled=False):
-        teacher = (logits.detach() / (first + (last - first) * share)).softmax(2)
-        target = (teacher.sum(0) - teacher) / (len(logits) - 1)
-        rows = -(target * (logits / student_temperature).log_softmax(2)).sum(2)
-    return reduce_rows(options, rows.flatten(), None)
+    teacher = (logits.detach() / (first + (last - first) * share)).softmax(2)
+    target = (teacher.sum(0) - teacher) / (len(logits) - 1)
+    rows = -(target * (logits / student_temperature).log_softmax(2)).sum(2)
+    return options.reduce(rows, None)
 
 
 @dataclass(frozen=True)
@@ -349,13 +277,8 @@ def cluster_accuracy(
 ) -> ClusterAccuracy:
     """Score clusters against classes, known and new (Vaze et al., 2022).
 
-    One assignment over all classes, so that a cluster cannot serve an old and a new class.
-
-    Args:
-        y: True class of each sample, from 0, shape (n,).
-        pred: Its cluster, from 0, shape (n,).
-        known: Numbers of the known classes; None: none is told apart.
-        counts: Training samples of every class, for the thirds; None: those of ``y``.
+    One assignment over all classes, so that a cluster cannot serve an old and a new class. The
+    thirds follow ``counts``, training samples of every class; None: those of ``y``.
 
     Example:
         >>> cluster_accuracy(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0])).all
@@ -399,12 +322,7 @@ def cluster_accuracy(
 
 
 def match(profit: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Give every row its own column so that the sum is largest (Kuhn, 1955; shortest paths).
-
-    Example:
-        >>> match(np.array([[1.0, 2.0], [3.0, 5.0]])).tolist()
-        [0, 1]
-    """
+    """Give every row its own column so that the sum is largest (Kuhn, 1955; shortest paths)."""
     size = len(profit)
     # Column `size` is where the search for the next row starts.
     row_price, column_price = np.zeros(size), np.zeros(size + 1)

@@ -15,15 +15,7 @@ from diptych_contrast.errors import ContrastInputError
 
 
 def world(group: torch_dist.ProcessGroup | None = None) -> tuple[int, int]:
-    """Rank and number of processes of a group; (0, 1) where nothing is distributed.
-
-    Args:
-        group: Process group; None is the default group of `torch.distributed`.
-
-    Example:
-        >>> world()
-        (0, 1)
-    """
+    """Rank and number of processes of a group; (0, 1) where nothing is distributed."""
     if not (torch_dist.is_available() and torch_dist.is_initialized()):
         return 0, 1
     return torch_dist.get_rank(group), torch_dist.get_world_size(group)
@@ -32,15 +24,7 @@ def world(group: torch_dist.ProcessGroup | None = None) -> tuple[int, int]:
 def gather_sizes(
     x: Shaped[Tensor, "n ..."], group: torch_dist.ProcessGroup | None = None
 ) -> list[int]:
-    """Number of rows that every process holds, in rank order.
-
-    Args:
-        x: This process's rows; all processes must agree on the trailing shape.
-        group: Process group; None is the default group.
-
-    Returns:
-        One size a process. Their sum is the number of rows that gathering gives.
-    """
+    """Number of rows of every process, in rank order; all must agree on the trailing shape."""
     if x.ndim == 0:
         raise ContrastInputError("gather_sizes", "x", "has no dimension", "pass rows, x[None]")
     _, size = world(group)
@@ -69,21 +53,14 @@ def gather_with_grad(
     Forward is an all-gather, backward a reduce-scatter of the *sum* over processes, so a loss
     that every process computes on its own rows against all columns has, after the gradient
     averaging of data-parallel training, exactly the gradient of one process with the whole batch.
-    Differentiable twice. Each process may hold another number of rows.
-
-    Args:
-        x: This process's rows.
-        group: Process group; None is the default group.
-        sizes: Rows of every process as `gather_sizes` gives them, where they are known already.
-
-    Returns:
-        The rows of all processes; ``x`` itself with a single process.
+    Differentiable twice. Each process may hold another number of rows; ``sizes`` are what
+    `gather_sizes` gives, where that is known already. A single process gets ``x`` itself.
     """
     _, size = world(group)
     if size == 1:
         return x
     known = tuple(gather_sizes(x, group) if sizes is None else sizes)
-    gathered: Tensor = _Gather.apply(x, known, group)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Exchange.apply(x, known, group, False)  # type: ignore[no-untyped-call]
     return gathered
 
 
@@ -94,13 +71,7 @@ def gather_no_grad(
     *,
     sizes: Sequence[int] | None = None,
 ) -> Shaped[Tensor, "total ..."]:
-    """Rows of all processes in rank order, detached: labels, ids, keys for a queue.
-
-    Arguments as `gather_with_grad`.
-
-    Returns:
-        The rows of all processes; ``x`` detached with a single process.
-    """
+    """Rows of all processes in rank order, detached: labels, ids, keys for a queue."""
     _, size = world(group)
     if size == 1:
         return x.detach()
@@ -110,38 +81,25 @@ def gather_no_grad(
     return _all_gather(x, known, group)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, sizes: tuple[int, ...], group: torch_dist.ProcessGroup | None) -> Tensor:
-        return _all_gather(x, sizes, group)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.sizes, ctx.group = inputs
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        own: Tensor = _SumScatter.apply(gradient, ctx.sizes, ctx.group)  # type: ignore[no-untyped-call]
-        return own, None, None
-
-
-class _SumScatter(torch.autograd.Function):
-    """The transpose of `_Gather`; each is the other's backward, hence any order works."""
+class _Exchange(torch.autograd.Function):
+    """All-gather, or transposed the scatter of the sum: each is the other's backward pass."""
 
     @staticmethod
     def forward(
-        gradient: Tensor, sizes: tuple[int, ...], group: torch_dist.ProcessGroup | None
+        x: Tensor, sizes: tuple[int, ...], group: torch_dist.ProcessGroup | None, transposed: bool
     ) -> Tensor:
-        return _reduce_scatter(gradient, sizes, group)
+        return (_reduce_scatter if transposed else _all_gather)(x, sizes, group)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.sizes, ctx.group = inputs
+        _, *ctx.how, ctx.transposed = inputs
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        whole: Tensor = _Gather.apply(gradient, ctx.sizes, ctx.group)  # type: ignore[no-untyped-call]
-        return whole, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        result: Tensor = _Exchange.apply(  # type: ignore[no-untyped-call]
+            gradient, *ctx.how, not ctx.transposed
+        )
+        return result, None, None, None
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:

@@ -9,8 +9,6 @@ class ContrastInputError(ValueError):
     """An input that cannot be used: which argument, what was found, what to do.
 
     Args:
-        function: Public name of the function that refuses, such as ``"nt_xent"``.
-        argument: Name of the offending argument.
         found: What was found, as the predicate of a sentence: ``"has shape (255, 128)"``.
         fix: What to do next, as an imperative: ``"pass the same number of rows"``.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.inputs import check_choice, check_least
+from diptych_contrast.inputs import check_choice, check_known, check_least
 
 Norm = Literal["batch", "layer"] | None
 
@@ -19,16 +18,8 @@ Norm = Literal["batch", "layer"] | None
 class ProjectionHead(nn.Module):
     """A multi-layer perceptron from features to the embedding that a loss sees.
 
-    Every layer but the last is Linear, norm, ReLU; the last is Linear, then a norm if asked for.
-
-    Args:
-        dim_in: Length of a feature vector.
-        hidden: Width of the hidden layers.
-        out: Length of an embedding.
-        layers: Number of linear layers, at least 1.
-        norm: Batch norm, layer norm or none.
-        last_norm: Whether the norm also follows the last layer.
-        bias: Whether linear layers that a norm follows have a bias, which batch norm makes idle.
+    Every layer but the last is Linear, norm, ReLU; the last is Linear, with ``last_norm`` and a
+    norm. Without ``bias`` linear layers that a norm follows have none: batch norm makes it idle.
 
     Example:
         >>> ProjectionHead(2048, 2048, 128)(torch.randn(4, 2048)).shape
@@ -72,20 +63,7 @@ class ProjectionHead(nn.Module):
 
 
 class MultiHead(nn.Module):
-    """Several independent projection heads on the same features (AMCL, DBL).
-
-    Args:
-        dim_in: Length of a feature vector.
-        hidden: Width of the hidden layers.
-        out: Length of an embedding.
-        heads: Number of heads, at least 1.
-        layers: Linear layers of a head.
-        norm: Batch norm, layer norm or none.
-
-    Example:
-        >>> MultiHead(256, 256, 64, heads=3)(torch.randn(4, 256)).shape
-        torch.Size([3, 4, 64])
-    """
+    """Several independent projection heads on the same features (AMCL, DBL)."""
 
     def __init__(
         self,
@@ -129,19 +107,13 @@ def head(name: str, dim_in: int) -> nn.Module:
     multi_head    three of dim-dim, BN, ReLU, dim-128                         13,388,160
     ============  ==========================================================  ==========
 
-    Args:
-        name: One of the names above.
-        dim_in: Length of a feature vector; the parameters above are counted at 2,048.
+    Parameters are counted at 2,048 features.
 
     Example:
         >>> head("moco_v2", 512)(torch.randn(4, 512)).shape
         torch.Size([4, 128])
     """
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise ContrastInputError(
-            "head", "name", f"is {name!r}", f"pass one of {', '.join(PRESETS)} (nearest: {near})"
-        )
+    check_known("head", "name", name, PRESETS)
     return PRESETS[name](dim_in)
 
 
@@ -151,22 +123,11 @@ def multi_crop_forward(
     """Encode crops of several sizes with one forward pass for each size (Caron et al., 2020).
 
     Crops of equal shape, wherever they stand, share a pass and with it the batch norm statistics.
-
-    Args:
-        encoder: From a batch to one vector a row.
-        crops: One batch a crop; the first dimension counts samples.
-
-    Returns:
-        One output a crop, in the order of the crops.
-
-    Example:
-        >>> [z.shape[0] for z in multi_crop_forward(nn.Flatten(), [torch.zeros(2, 3, 8, 8)] * 2)]
-        [2, 2]
+    Outputs come in the order of the crops.
     """
     if not crops:
-        raise ContrastInputError(
-            "multi_crop_forward", "crops", "is empty", "pass at least one crop"
-        )
+        fix = "pass at least one crop"
+        raise ContrastInputError("multi_crop_forward", "crops", "is empty", fix)
     groups: dict[torch.Size, list[int]] = {}
     for position, crop in enumerate(crops):
         groups.setdefault(crop.shape[1:], []).append(position)

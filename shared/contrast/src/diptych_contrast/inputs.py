@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -22,6 +24,16 @@ def check_choice(function: str, argument: str, value: object, *choices: object) 
     if value not in choices:
         words = ", ".join(repr(choice) for choice in choices)
         raise ContrastInputError(function, argument, f"is {value!r}", f"pass one of {words}")
+
+
+def check_known(function: str, argument: str, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that is unknown, and offer the nearest."""
+    names = list(known)
+    if name not in names:
+        near = get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        found = "is unknown" if argument == name else f"is {name!r}"
+        fix = f"did you mean {near!r}? All names: {', '.join(names)}"
+        raise ContrastInputError(function, argument, found, fix)
 
 
 def check_positive(function: str, **numbers: float) -> None:
@@ -85,20 +97,18 @@ def check_dimension(function: str, at_least: int = 1, /, **matrices: Tensor) -> 
     for name, y in others:
         check_rows(function, name, y)
         if y.shape[1] != x.shape[1]:
-            found = f"has {y.shape[1]} dimensions, {first!r} has {x.shape[1]}"
+            found = f"has shape {tuple(y.shape)}, {first!r} has {tuple(x.shape)}"
             raise ContrastInputError(function, name, found, "pass the same number of dimensions")
 
 
 def check_pair(function: str, at_least: int = 1, /, **matrices: Tensor) -> None:
     """Refuse matrices, given by argument name, of unlike shape or device."""
+    check_dimension(function, at_least, **matrices)
     (first, x), *others = matrices.items()
-    check_rows(function, first, x, at_least)
     for name, y in others:
-        check_rows(function, name, y)
-        if y.shape != x.shape:
+        if len(y) != len(x):
             found = f"has shape {tuple(y.shape)}, {first!r} has {tuple(x.shape)}"
-            same = "rows" if len(y) != len(x) else "dimensions"
-            raise ContrastInputError(function, name, found, f"pass the same number of {same}")
+            raise ContrastInputError(function, name, found, "pass the same number of rows")
         check_device(function, name, y, first, x)
 
 
@@ -108,6 +118,16 @@ def check_integers(function: str, argument: str, values: Tensor, count: int) -> 
     if values.shape != (count,) or not whole:
         found = f"has shape {tuple(values.shape)} and dtype {values.dtype}"
         raise ContrastInputError(function, argument, found, f"pass {count} integers, one a row")
+
+
+def check_squares(function: str, argument: str, x: Tensor) -> None:
+    """Refuse finite values so large that sums of their squares overflow."""
+    if readable(x):
+        limit, largest = torch.finfo(x.dtype).max ** 0.25, float(x.detach().abs().amax())
+        if limit < largest < math.inf:
+            found = f"holds {largest:.0e}, whose square may overflow"
+            fix = f"scale it to at most {limit:.0e}, or normalise where the function can"
+            raise ContrastInputError(function, argument, found, fix)
 
 
 def check_finite(function: str, argument: str, x: Tensor) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Literal, Unpack, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,22 +14,15 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     Options,
+    Parity,
     TemperatureLike,
-    meet_columns,
+    Views,
     read_options,
-    read_scale,
-    read_views,
-    reduce_rows,
-    sample_ids,
 )
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_choice
-from diptych_contrast.kernel import log_sums
-from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.kernel import log_sums, products, unit_rows
 from diptych_contrast.pairwise.sup_con import class_contrast
-
-Views = Float[Tensor, "v n d"] | tuple[Tensor, ...]
-Parity = Literal["official"] | None
 
 
 def nt_xent_multi(
@@ -40,16 +32,11 @@ def nt_xent_multi(
 
     ``log sum_{a != i} exp(s_ia / t) - mean_p s_ip / t`` for an embedding i, p over the other views
     of the same sample: SupCon with the sample as the class; with two views `nt_xent`.
-    Rows are view-major.
-
-    Example:
-        >>> round(nt_xent_multi(torch.ones(3, 4, 8)).exp().item())
-        11
     """
     options = read_options("nt_xent_multi", common)
     stacked = _several(options, views)
-    scale = read_scale(options, temperature, stacked)
-    classes = sample_ids(options, stacked[0]).repeat(len(stacked))
+    scale = options.scale(temperature, stacked)
+    classes = options.sample_ids(stacked[0]).repeat(len(stacked))
     loss, info = class_contrast(options, stacked.flatten(0, 1), classes, scale, mode="out")
     return loss if info is None else (loss, info)
 
@@ -69,11 +56,7 @@ def mv_info_nce(
     the paper and our default leave them out.
 
     Args:
-        views: Views of the same samples in the same order, shape (v, n, d), v >= 2, n >= 2.
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
         same_view_negatives: Also contrast samples within a view: all pairs but each with itself.
-        parity: ``official``: as the authors' code, with same-view negatives.
-        **common: See `Common`; a row is a sample.
 
     Example:
         >>> round(mv_info_nce(torch.ones(3, 4, 8)).exp().item())
@@ -83,7 +66,7 @@ def mv_info_nce(
     within = same_view_negatives or parity == "official"
     lse = _log_sums(options, stacked, scale, "not_self" if within else "other_view")
     positive = _sibling_scores(stacked, scale).flatten(0, 1).logsumexp(0)
-    return reduce_rows(options, lse.logsumexp(0) - positive, None)
+    return options.reduce(lse.logsumexp(0) - positive, None)
 
 
 def mv_dhel(
@@ -98,8 +81,7 @@ def mv_dhel(
     ``sum_l log sum_{j != i} exp(u_il.u_jl / t) - log sum_{l != m} exp(u_il.u_im / t)`` for a sample
     i: samples repel within each view, views of a sample attract. The authors' code multiplies the v
     sums, which overflows from some 9 views on, and counts each pair of views once, a constant
-    log 2; ours adds logarithms.
-    Arguments as `mv_info_nce`; ``parity="official"`` adds the log 2, without their overflow.
+    log 2; ours adds logarithms, with parity the log 2 too.
 
     Example:
         >>> round((mv_dhel(torch.ones(2, 4, 8), 1.0) - 1).exp().item(), 3)
@@ -111,7 +93,7 @@ def mv_dhel(
     # Without a second sample in any process nothing repels.
     valid = None if options.group is None else (lse > -torch.inf).all(0)
     rows = lse.sum(0) - _sibling_scores(stacked, scale).flatten(0, 1).logsumexp(0)
-    return reduce_rows(options, rows + (math.log(2.0) if parity == "official" else 0.0), valid)
+    return options.reduce(rows + (math.log(2.0) if parity == "official" else 0.0), valid)
 
 
 def poly_view(
@@ -124,15 +106,9 @@ def poly_view(
     """Contrast a view with each other view or with their mean (Shidani et al., 2024, PVC).
 
     The mean over b of ``l_iab = log(exp(s_ia,ib / t) + sum_{j != i, m} exp(s_ia,jm / t))
-    - s_ia,ib / t`` for view a of sample i and its other views b
-    (``geometric``), ``-log mean_b exp(-l)`` (``arithmetic``), or l with the mean of the other
-    views' unit vectors as the one positive (``sufficient``). With two views all equal `nt_xent`.
-
-    Args:
-        views: Views of the same samples in the same order, shape (v, n, d), v >= 2, n >= 2.
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        aggregate: How the other views of a sample are joined.
-        **common: See `Common`; rows are view-major.
+    - s_ia,ib / t`` for view a of sample i and its other views b (``geometric``),
+    ``-log mean_b exp(-l)`` (``arithmetic``), or l with the mean of the other views' unit vectors as
+    the one positive (``sufficient``). With two views all equal `nt_xent`.
 
     Example:
         >>> round(poly_view(torch.ones(3, 4, 8)).exp().item())
@@ -150,18 +126,11 @@ def poly_view(
         rows = math.log(pairs.shape[1]) - (-pairs).logsumexp(1)
     else:
         rows = pairs.mean(1)
-    return reduce_rows(options, rows.flatten(), None)
+    return options.reduce(rows, None)
 
 
 def pairwise_views(loss: Callable[..., Tensor], views: Views, **arguments: Any) -> Tensor:
-    """Mean of a two-view loss over the v (v - 1) / 2 pairs of views (PWE).
-
-    ``arguments`` are keyword arguments of the loss, which is any of two views.
-
-    Example:
-        >>> round(pairwise_views(nt_xent, torch.ones(3, 4, 8), temperature=0.2).exp().item())
-        7
-    """
+    """Mean of a two-view loss, given its arguments, over the v (v - 1) / 2 pairs of views (PWE)."""
     stacked = _several(_outer("pairwise_views", {**arguments, "normalize": False}), views)
     pairs = torch.combinations(torch.arange(len(stacked))).tolist()
     return torch.stack([loss(stacked[a], stacked[b], **arguments) for a, b in pairs]).mean(0)
@@ -173,20 +142,9 @@ def average_views(
     """Mean over views of a two-view loss between a view and the mean of the others.
 
     The mean of the others' unit vectors is brought to length 1 again; the authors of MV-DHEL, who
-    compare with this loss, leave it short.
-
-    Args:
-        loss: Any loss of two views, such as `nt_xent`; for parity one that takes ``normalize``.
-        views: Views of the same samples in the same order, shape (v, n, d), v >= 2.
-        parity: ``official``: means are not brought to length 1.
-        **arguments: Keyword arguments of the loss.
-
-    Example:
-        >>> round(average_views(nt_xent, torch.ones(3, 4, 8)).exp().item())
-        7
+    compare with this loss, leave it short. For parity the loss has to take ``normalize``.
     """
-    options = _outer("average_views", arguments)
-    check_choice("average_views", "parity", parity, None, "official")
+    options = _outer("average_views", arguments, parity)
     stacked = _several(options, views)
     means = (stacked.sum(0) - stacked) / (len(stacked) - 1)
     if parity == "official":
@@ -197,14 +155,14 @@ def average_views(
     return torch.stack([loss(view, mean, **arguments) for view, mean in pairs]).mean(0)
 
 
-def _outer(function: str, arguments: dict[str, Any]) -> Options:
+def _outer(function: str, arguments: dict[str, Any], parity: Parity = None) -> Options:
     """The two common arguments that a mean of losses reads itself."""
     words = {word: arguments[word] for word in ("normalize", "return_info") if word in arguments}
-    return read_options(function, cast(Common, words), "return_info")
+    return read_options(function, cast(Common, words), "return_info", parity=parity)
 
 
 def _several(options: Options, views: Views) -> Tensor:
-    stacked = read_views(options, "views", views)
+    stacked = options.views("views", views)
     if len(stacked) < 2:
         raise ContrastInputError(options.function, "views", "is one view", "pass two or more")
     return stacked
@@ -213,21 +171,20 @@ def _several(options: Options, views: Views) -> Tensor:
 def _read(
     function: str, views: Views, temperature: TemperatureLike, common: Common, parity: Parity = None
 ) -> tuple[Options, Tensor, Tensor]:
-    options = read_options(function, common, "return_info")
-    check_choice(function, "parity", parity, None, "official")
+    options = read_options(function, common, "return_info", parity=parity)
     stacked = _several(options, views)
     if stacked.shape[1] < 2 and options.group is None:
         raise ContrastInputError(function, "views", "has one sample", "pass at least two samples")
-    return options, stacked, read_scale(options, temperature, stacked)
+    return options, stacked, options.scale(temperature, stacked)
 
 
 def _log_sums(options: Options, views: Tensor, scale: Tensor, mask: str) -> Tensor:
     """Log-sum-exp of every view of every sample over the pairs of a mask, shape (v, n)."""
     count, n = views.shape[:2]
     rows = views.flatten(0, 1)
-    sample = sample_ids(options, views[0]).repeat(count)
+    sample = options.sample_ids(views[0]).repeat(count)
     view = torch.arange(count, device=rows.device).repeat_interleave(n)
-    columns, keys = meet_columns(options, rows, sample, view)
+    columns, keys = options.columns(rows, sample, view)
     plain = columns is None and mask == "not_self"  # positions suffice, and are faster
     used = None if plain else keys
     lse, _ = log_sums(rows, columns, scale, (mask,), keys=used, engine=options.engine)
@@ -237,9 +194,8 @@ def _log_sums(options: Options, views: Tensor, scale: Tensor, mask: str) -> Tens
 def _sibling_scores(views: Tensor, scale: Tensor) -> Tensor:
     """Scores of every view with the other views of its sample, shape (v, v - 1, n)."""
     count, n = views.shape[:2]
-    with torch.autocast(views.device.type, enabled=False):
-        samples = views.transpose(0, 1)
-        scores = torch.bmm(samples, samples.transpose(1, 2)) * scale
+    samples = views.transpose(0, 1)
+    scores = products(samples, samples.transpose(1, 2)) * scale
     # Behind the first, every entry of the diagonal ends a run of v + 1.
     runs = scores.permute(1, 2, 0).reshape(count * count, n)[1:].view(count - 1, count + 1, n)
     return runs[:, :-1].reshape(count, count - 1, n)

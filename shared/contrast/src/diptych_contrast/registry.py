@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych_contrast.common import Common, Options
-from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_known
 from diptych_contrast.reference import others, pairs
 
 
@@ -43,55 +42,37 @@ class LossSpec:
     reference: Callable[..., Tensor]
 
 
-# All losses by family, each with what it needs beside two views.
+# All losses: by family, then by what they need beside two views.
 _TABLE = {
     "pairwise": {
-        "nt_xent": "",
-        "info_nce": "queue",
-        "sup_con": "labels",
-        "soft_sup_con": "labels",
-        "clip_loss": "",
-        "siglip": "",
-        "dcl": "",
-        "dclw": "",
-        "hcl": "",
-        "debiased": "",
-        "contrastive_margin": "labels",
-        "multi_similarity": "labels",
-        "n_pairs": "",
-        "circle": "labels",
+        "": "nt_xent clip_loss siglip dcl dclw hcl debiased n_pairs",
+        "queue": "info_nce",
+        "labels": "sup_con soft_sup_con contrastive_margin multi_similarity circle",
     },
-    "multiview": dict.fromkeys(
-        ("nt_xent_multi", "mv_info_nce", "mv_dhel", "poly_view"), "views>=2"
-    ),
-    "cluster": {"swav_loss": "views>=2 prototypes", "proto_nce": "clusters"},
-    "salient": {"sep_clr": "targets"},
+    "multiview": {"views>=2": "nt_xent_multi mv_info_nce mv_dhel poly_view"},
+    "cluster": {"views>=2 prototypes": "swav_loss", "clusters": "proto_nce"},
+    "salient": {"targets": "sep_clr"},
     "reweight": {
-        "cacr": "views>=2",
-        "amcl": "heads PairTemperature",
-        "arbitrary_pairs": "labels PairGate",
+        "views>=2": "cacr",
+        "heads PairTemperature": "amcl",
+        "labels PairGate": "arbitrary_pairs",
     },
-    "discover": {"soft_con": "probabilities", "self_distillation": "views>=2 logits"},
+    "discover": {"probabilities": "soft_con", "views>=2 logits": "self_distillation"},
     "matching": {
-        "triplet": "labels",
-        "birank": "",
-        **dict.fromkeys(("boost_abs", "boost_rel", "boost_kl", "boost_pro"), "anchor"),
-        "label_guided": "labels",
+        "": "birank",
+        "labels": "triplet label_guided",
+        "anchor": "boost_abs boost_rel boost_kl boost_pro",
     },
 }
 
 
 def losses() -> dict[str, LossSpec]:
-    """Return the table of all losses: specification by name.
-
-    Example:
-        >>> losses()["clip_loss"].paper
-        'Radford et al., 2021, CLIP'
-    """
+    """Return the table of all losses: specification by name."""
     return {
         name: _spec(family, name, needs)
         for family, members in _TABLE.items()
-        for name, needs in members.items()
+        for needs, names in members.items()
+        for name in names.split()
     }
 
 
@@ -117,19 +98,12 @@ def _spec(family: str, name: str, needs: str) -> LossSpec:
 
 def _find(function: str, name: str) -> LossSpec:
     table = losses()
-    if name not in table:
-        near = get_close_matches(name, table, n=1, cutoff=0.0)
-        fix = f"did you mean {near[0]!r}? All names: {', '.join(table)}"
-        raise ContrastInputError(function, "name", f"is {name!r}", fix)
+    check_known(function, "name", name, table)
     return table[name]
 
 
 def loss(name: str, **config: Any) -> Callable[..., Any]:
     """Look a loss up by name and set its keyword arguments, as a config section does.
-
-    Args:
-        name: Name in `losses`.
-        **config: Keyword arguments of the loss.
 
     Example:
         >>> loss("nt_xent", temperature=0.2).keywords
@@ -137,43 +111,8 @@ def loss(name: str, **config: Any) -> Callable[..., Any]:
     """
     spec = _find("loss", name)
     for key in config:
-        if key not in spec.defaults:
-            near = get_close_matches(key, spec.defaults, n=1, cutoff=0.0)
-            found = "is unknown"
-            fix = f"did you mean {near[0]!r}? All keywords: {', '.join(spec.defaults)}"
-            raise ContrastInputError(name, key, found, fix)
+        check_known(name, key, key, spec.defaults)
     return partial(spec.function, **config)
-
-
-class Criterion(nn.Module):
-    """A loss of the table as a module.
-
-    A `Temperature` or another module among the arguments becomes a part of it, so that optimizers
-    and state dicts find its parameters.
-
-    Args:
-        name: Name in `losses`.
-        **config: Keyword arguments of the loss.
-
-    Example:
-        >>> Criterion("nt_xent", temperature=1.0)(torch.ones(4, 8), torch.ones(4, 8)).exp().round()
-        tensor(7.)
-    """
-
-    def __init__(self, name: str, **config: Any) -> None:
-        super().__init__()
-        self.name, self.loss = name, loss(name, **config)
-        for key, value in config.items():
-            if isinstance(value, nn.Module):
-                self.add_module(key, value)
-
-    def forward(self, *inputs: Any, **more: Any) -> Any:
-        """The loss of a batch; ``more`` are keyword arguments of this call alone."""
-        return self.loss(*inputs, **more)
-
-    def extra_repr(self) -> str:
-        """Name of the loss, for the printed module."""
-        return self.name
 
 
 def explain(name: str) -> str:
@@ -192,6 +131,8 @@ def explain(name: str) -> str:
         f"other forms: {', '.join(spec.parity) or 'none'}",
         "",
         inspect.getdoc(spec.function) or "",
+        "",
+        "What arguments mean in all losses: help(diptych_contrast)",
         "",
         "The same, dense and in float64:",
         inspect.getsource(spec.reference),

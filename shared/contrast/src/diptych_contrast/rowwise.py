@@ -29,19 +29,18 @@ def by_rows(
 
     Args:
         function: Of a block of each of the rows, then of all columns; gives one result a row.
-            What it takes by closure gets no gradient.
-        rows: Tensors of n rows each.
+            What it takes by closure gets no gradient. It multiplies by `products`, which keeps
+            the precision of both passes.
         columns: What all rows meet: columns, parameters.
         pairs: Values that the function holds for one row.
         options: ``tile`` sets the rows of a block; ``backend="dense"`` takes one block.
     """
     size = max(1, BLOCK_PAIRS // pairs) if options.tile == "auto" else options.tile
-    with torch.autocast(rows[0].device.type, enabled=False):
-        if size >= len(rows[0]) or options.backend == "dense":
-            return function(*rows, *columns)
-        result: Tensor = _ByRows.apply(  # type: ignore[no-untyped-call]
-            function, size, len(rows), *rows, *columns
-        )
+    if size >= len(rows[0]) or options.backend == "dense":
+        return function(*rows, *columns)
+    result: Tensor = _ByRows.apply(  # type: ignore[no-untyped-call]
+        function, size, len(rows), *rows, *columns
+    )
     return result
 
 
@@ -71,7 +70,7 @@ class _ByRows(Function):
         totals = [
             torch.zeros_like(x) if need else None for x, need in zip(tensors, needed, strict=True)
         ]
-        with torch.enable_grad(), torch.autocast(upstream.device.type, enabled=False):
+        with torch.enable_grad():
             for x, need in zip(tensors, needed, strict=True):
                 if need and not again:
                     x.requires_grad_()

@@ -10,18 +10,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych_contrast.common import (
-    Common,
-    read_labels,
-    read_options,
-    read_views,
-)
+from diptych_contrast.common import Common, Parity, Views, read_options
 from diptych_contrast.diagnostics import uniformity
 from diptych_contrast.dist import gather_no_grad, gather_with_grad
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.inputs import check_choice, check_pair, check_positive, check_rows, readable
+from diptych_contrast.inputs import (
+    check_choice,
+    check_pair,
+    check_positive,
+    check_rows,
+    check_squares,
+    readable,
+)
 from diptych_contrast.kernel import pair_lse
-from diptych_contrast.multiview import Parity, Views
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def sep_clr(
 
     Args:
         common: Common vectors of two views, shape (2, n, c).
-        salient: Salient vectors of the same views, shape (2, n, s), never normalised.
+        salient: Salient vectors of the same views, shape (2, n, s), never normalised; values whose
+            squares might overflow are refused.
         target: 1 for a target, 0 for a background sample, shape (n,).
-        weights: Weights of the terms.
         parity: ``official``: also take the salient term of a single target.
         **options: See `Common`. With ``group`` every process gives the loss of all samples.
 
@@ -79,15 +80,14 @@ def sep_clr(
         >>> sep_clr(z, z, target)[1].n_target.item()
         2
     """
-    settings = read_options("sep_clr", options, "ring", "return_info")
+    settings = read_options("sep_clr", options, "ring", "return_info", parity=parity)
     check_choice("sep_clr", "reduction", settings.reduction, "mean")
-    check_choice("sep_clr", "parity", parity, None, "official")
-    c = read_views(settings, "common", common)
-    s = read_views(replace(settings, normalize=False), "salient", salient)
+    c = settings.views("common", common)
+    s = replace(settings, normalize=False).views("salient", salient)
     if c.shape[:2] != s.shape[:2] or len(c) != 2:
         found = f"has shape {tuple(s.shape)}, 'common' has {tuple(c.shape)}"
         raise ContrastInputError("sep_clr", "salient", found, "pass two views of the same samples")
-    y = read_labels(settings, "target", target, c[0], lowest=0)
+    y = settings.labels("target", target, c[0], lowest=0)
     if settings.group is not None:
         c, s = (gather_with_grad(x.transpose(0, 1), settings.group).transpose(0, 1) for x in (c, s))
         y = gather_no_grad(y, settings.group)
@@ -133,8 +133,10 @@ def joint_entropy(
     if len(c) != len(s):
         found = f"has {len(s)} rows, 'c' has {len(c)}"
         raise ContrastInputError("joint_entropy", "s", found, "pass the same samples")
+    c, s = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (c, s))
+    check_squares("joint_entropy", "c", c)
+    check_squares("joint_entropy", "s", s)
     x = torch.cat([c, s], 1)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
     potentials = pair_lse(
         x, None, 1 / t, ("any",), row_bias=-x.square().sum(1) / (2 * t), symmetric=True
     )
@@ -161,6 +163,7 @@ def sup_alignment(
     check_positive("sup_alignment", t=t)
     check_pair("sup_alignment", 2, s=s, y=y)
     wide = s.to(torch.promote_types(s.dtype, torch.float32))
+    check_squares("sup_alignment", "s", wide)
     weights = torch.exp((y[:, None] - y).to(wide).square() / (-2 * t))
     total = (weights * (wide[:, None] - wide).square()).sum()
     return total / (len(s) * (len(s) - 1) * s.shape[1])

@@ -60,17 +60,8 @@ class ClassBalancedSampler(_Resumable):
     """Batches of P classes with K samples of each (Hermans et al., 2017, "P x K").
 
     An epoch has as many batches as fit into the data. Classes come in turns, and so do the samples
-    of a class, so that small classes come as often as large ones.
-
-    Args:
-        labels: Class of each sample; negative: unlabelled, never drawn.
-        classes_per_batch: P >= 1.
-        samples_per_class: K >= 1; a smaller class repeats its samples.
-        seed: Seed of the draws.
-
-    Example:
-        >>> next(iter(ClassBalancedSampler([0, 0, 1, 1], 2, 1))).__len__()
-        2
+    of a class, so that small classes come as often as large ones. Samples of a negative label are
+    never drawn; a class of fewer than K samples repeats them.
     """
 
     def __init__(
@@ -113,15 +104,6 @@ class SubjectSampler(_Resumable):
 
     Every batch takes a sample of those subjects that have most samples left, which gives the
     largest number of full batches. What fills no batch at the end sits out this epoch.
-
-    Args:
-        groups: Subject (patient, recording) of each sample.
-        batch_size: Samples of a batch, from as many subjects.
-        seed: Seed of the draws.
-
-    Example:
-        >>> [len(b) for b in SubjectSampler(["a", "a", "b", "c"], 2)]
-        [2, 2]
     """
 
     def __init__(self, groups: Sequence[Any] | Tensor, batch_size: int, seed: int = 0) -> None:

@@ -18,12 +18,7 @@ from torch.nn import functional as F
 
 from diptych_contrast.dist import gather_no_grad, gather_sizes
 from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.inputs import (
-    check_choice,
-    check_generator,
-    check_integers,
-    check_least,
-)
+from diptych_contrast.inputs import check_choice, check_generator, check_integers, check_least
 
 STATE_VERSION = 1
 
@@ -50,13 +45,9 @@ class KeyQueue(nn.Module):
     the backward pass, because it overwrites keys in place.
 
     Args:
-        size: Number of slots.
-        dim: Length of a key.
-        labels: Whether a label is kept beside every key.
-        ids: Whether a sample id is kept beside every key.
-        steps: Whether the training step of the enqueue is kept beside every key.
-        init: ``"empty"``, or ``"random"``: full of random unit vectors, as the official code.
-        generator: Source of the random vectors; needed with ``init="random"``.
+        labels: Whether a label is kept beside every key; ``ids``, a sample id; ``steps``, the
+            training step of the enqueue.
+        init: ``empty``, or ``random``: full of unit vectors of ``generator``, as the official code.
 
     Example:
         >>> queue = KeyQueue(4096, 128); queue.enqueue(torch.randn(256, 128)); len(queue.stored())
@@ -114,15 +105,10 @@ class KeyQueue(nn.Module):
         gather: bool = False,
         group: torch_dist.ProcessGroup | None = None,
     ) -> None:
-        """Store a batch of keys over the oldest ones.
+        """Store a batch of keys, detached, over the oldest ones, with the marks the queue keeps.
 
-        Args:
-            keys: The batch; detached and cast to the queue's dtype.
-            labels: Their labels, exactly when the queue keeps labels.
-            ids: Their sample ids, exactly when the queue keeps ids.
-            step: The training step, exactly when the queue keeps steps.
-            gather: Store the keys of all processes, in rank order, so that all queues are equal.
-            group: Process group of ``gather``; None is the default group.
+        With ``gather`` these are the keys of all processes of the group (None: the default one),
+        in rank order, so that all queues are equal.
         """
         if keys.ndim != 2 or keys.shape[1] != self.dim:
             found = f"has shape {tuple(keys.shape)}, the queue holds rows of {self.dim}"
@@ -180,11 +166,6 @@ class CrossBatchMemory(nn.Module):
     that are in the current batch are left out: a copy of its own row would be a positive that
     nothing can be learned from. Call `others` before the loss, `enqueue` after the backward pass.
 
-    Args:
-        size: Number of slots.
-        dim: Length of an embedding.
-        start_step: First step at which `others` gives rows; let the encoder settle first.
-
     Example:
         >>> memory = CrossBatchMemory(1024, 8, start_step=0)
         >>> memory.enqueue(torch.eye(8), torch.arange(8), torch.arange(8))
@@ -200,11 +181,7 @@ class CrossBatchMemory(nn.Module):
     def others(
         self, ids: Int[Tensor, " n"], step: int
     ) -> tuple[Float[Tensor, "m dim"], Int[Tensor, " m"], Int[Tensor, " m"]]:
-        """Stored rows of samples that are not in the batch.
-
-        Returns:
-            Embeddings without gradient, labels and ids; no rows before ``start_step``.
-        """
+        """Embeddings, labels and ids of stored samples that are not in the batch, no gradient."""
         labels, stored = self.queue.labels, self.queue.ids
         assert labels is not None
         assert stored is not None
@@ -226,11 +203,7 @@ class CrossBatchMemory(nn.Module):
 
     @torch.no_grad()
     def drift(self, z: Float[Tensor, "n dim"], ids: Int[Tensor, " n"]) -> float:
-        """Mean cosine of stored embeddings and those that the encoder gives now.
-
-        Returns:
-            1 where nothing moved; NaN where the memory holds none of the samples.
-        """
+        """Mean cosine of stored embeddings and those of now; NaN where none of them is held."""
         assert self.queue.ids is not None
         held = (self.queue.ids == ids[:, None]) & self.queue.valid()
         age = (self.queue.index - 1 - torch.arange(self.queue.size, device=ids.device)) % (
@@ -247,14 +220,9 @@ class MomentumEncoder(nn.Module):
     The model itself is referred to, not owned: its weights are in no state dict of this module.
 
     Args:
-        model: The model to follow. The copy starts with its weights.
-        m: Momentum in [0, 1]: the share of the old weights that is kept in an update.
-        schedule: Momentum as a function of the step, such as `cosine_momentum`; replaces ``m``.
-        buffers: ``"copy"`` takes the model's buffers as they are, ``"ema"`` averages the
-            floating-point ones too.
-
-    Example:
-        >>> teacher = MomentumEncoder(nn.Linear(8, 4)); teacher.update(step=0)
+        m: Share of the old weights that an update keeps, in [0, 1].
+        schedule: The same as a function of the step, such as `cosine_momentum`; replaces ``m``.
+        buffers: ``copy`` the model's, or average floating-point ones too (``ema``).
     """
 
     last_step: Tensor
@@ -323,12 +291,7 @@ def _checked_momentum(momentum: float, argument: str) -> float:
 
 
 def cosine_momentum(m0: float, m1: float, steps: int) -> Callable[[int], float]:
-    """Momentum that rises from ``m0`` to ``m1`` along half a cosine (Grill et al., 2020, BYOL).
-
-    Example:
-        >>> cosine_momentum(0.996, 1.0, 100)(100)
-        1.0
-    """
+    """Momentum that rises from ``m0`` to ``m1`` along half a cosine (Grill et al., 2020, BYOL)."""
     check_least("cosine_momentum", 1, steps=steps)
     _checked_momentum(m0, "m0")
     _checked_momentum(m1, "m1")
@@ -347,12 +310,6 @@ class Temperature(nn.Module):
     passes only if a descent step leads back inside, so a learned temperature can rest at a bound
     without running away from it or sticking to it. Leave it out of weight decay, which would draw
     it towards 1. A minimum of 0.01 caps the scale at 100, as CLIP does (Radford et al., 2021).
-
-    Args:
-        init: First temperature, within the bounds.
-        learnable: Whether the temperature is a parameter.
-        min: Lowest temperature, above 0.
-        max: Highest temperature.
 
     Example:
         >>> round(Temperature(0.07)().item(), 4)
@@ -381,11 +338,7 @@ class Temperature(nn.Module):
         keep_version(self)
 
     def forward(self) -> Float[Tensor, ""]:
-        """The temperature, within ``[min, max]``.
-
-        Returns:
-            0-dim tensor, at least fp32, with gradient where the temperature is learned.
-        """
+        """The temperature, within ``[min, max]``, at least in float32."""
         wide = self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32))
         low, high = -math.log(self.max), -math.log(self.min)
         clamped: Tensor = _ClampInwards.apply(wide, low, high)  # type: ignore[no-untyped-call]

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diptych_contrast.kernel.call import products
+
 Moments = Float[Tensor, "3"]  # number of pairs, sum and sum of squares of their scores, float64
 
 
@@ -54,10 +56,10 @@ def moments_of(scores: Tensor) -> Moments:
 @torch.no_grad()
 def moments_between(x: Tensor, y: Tensor) -> Moments:
     """Moments of all products of rows of x (n, d) and y (m, d), in O((n + m) d^2)."""
-    spread = x.t() @ x
-    other = spread if y is x else y.t() @ y
-    total = x.sum(0, dtype=torch.float64) @ y.sum(0, dtype=torch.float64)
-    squares = torch.linalg.vecdot(spread.double().flatten(), other.double().flatten())
+    spread = products(x.t(), x)
+    other = spread if y is x else products(y.t(), y)
+    total = torch.dot(x.sum(0, dtype=torch.float64), y.sum(0, dtype=torch.float64))
+    squares = torch.dot(spread.double().flatten(), other.double().flatten())
     return torch.stack([total.new_tensor(len(x) * len(y)), total, squares])
 
 
@@ -79,9 +81,8 @@ def moments_matching(x: Tensor, x_key: Tensor, y: Tensor, y_key: Tensor) -> Mome
 @torch.no_grad()
 def pair_info(
     *,
-    rows: int,
+    embeddings: tuple[Tensor, ...],
     valid: Tensor | None,
-    zero_rows: Tensor,
     positives: Moments,
     negatives: Moments,
     negative_lse: Tensor,
@@ -91,11 +92,12 @@ def pair_info(
 ) -> PairInfo:
     """Assemble what a loss tells about its pairs.
 
-    Each row may meet positives and negatives (`Moments`); ``negative_lse`` is the log-sum-exp over
-    the negatives, ``hits`` whether the best column is a positive, ``peak`` the largest score times
-    the scale, ``valid`` which rows count, None where all do.
+    Each row of the first embeddings may meet positives and negatives (`Moments`); ``negative_lse``
+    is the log-sum-exp over the negatives, ``hits`` whether the best column is a positive, ``peak``
+    the largest score times the scale, ``valid`` which rows count, None where all do.
     """
     hits = hits if valid is None else hits & valid
+    rows = len(embeddings[0])
     n_valid = scale.new_tensor(rows, dtype=torch.int64) if valid is None else valid.sum()
     moments = torch.stack([positives, negatives])
     means = moments / moments[:, :1].clamp_min(1.0)
@@ -105,7 +107,7 @@ def pair_info(
         n_rows=rows,
         n_valid=n_valid,
         n_positive_pairs=positives[0].long(),
-        n_zero_rows=zero_rows,
+        n_zero_rows=torch.stack([(~x.any(1)).sum() for x in embeddings]).sum(),
         pos_mean=mean[0],
         pos_var=variance[0],
         neg_mean=mean[1],

@@ -39,10 +39,6 @@ def hypersphere(n: int, d: int, classes: int, kappa: float, seed: int) -> Hypers
     and their means orthogonal where ``classes <= d``, else independent. Directions are drawn by
     Wood's rejection (1994). The Bayes accuracy is the mean largest posterior over 100,000
     further points.
-    ``kappa`` > 0 is the concentration, ``d`` >= 2 and ``classes`` >= 2.
-
-    Returns:
-        Points (fp32), labels, means, Bayes accuracy in [1/classes, 1] and its standard error.
 
     Example:
         >>> hypersphere(10, 8, 4, 50.0, seed=0).bayes_accuracy > 0.99
@@ -109,10 +105,8 @@ def salient(n: int, seed: int) -> Salient:
     """Samples with three common factors and, in targets alone, a salient one, mixed linearly.
 
     Common factors are normal, the salient factor is uniform in (-1, 1); an orthogonal matrix
-    spreads them over 24 dimensions, and each view adds noise of deviation 0.1.
-
-    Returns:
-        Views (fp32), 1 for targets, and the factors; the salient one of a background is unseen.
+    spreads them over 24 dimensions, and each view adds noise of deviation 0.1. The salient factor
+    of a background is unseen.
 
     Example:
         >>> salient(4, seed=0).target.tolist()

@@ -73,6 +73,9 @@ def _to_pt2(graph: Exportable, path: Path) -> Callable[[], list[np.ndarray]]:
 
     inputs = tuple(graph.examples.values())
     program = torch.export.export(graph.module, inputs, dynamic_shapes=_dynamic(graph))
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of this machine, and its user's name in them
     torch.export.save(program, path)
     return lambda: _arrays(torch.export.load(path).module()(*inputs))
 
@@ -86,17 +89,19 @@ def _to_onnx(graph: Exportable, path: Path) -> Callable[[], list[np.ndarray]]:
     except ImportError as error:
         raise UsageError(f"export to ONNX needs {error.name}: {EXTRA}") from None
     inputs = tuple(graph.examples.values())
-    torch.onnx.export(
+    program = torch.onnx.export(
         graph.module,
         inputs,
-        path,
         input_names=list(graph.examples),
         output_names=list(graph.outputs),
         dynamic_shapes=_dynamic(graph),
         dynamo=True,
-        external_data=False,
         verbose=False,
     )
+    assert program is not None  # as it is where no path is given
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # paths of this machine, and its user's name in them
+    program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     feed = {key: value.numpy(force=True) for key, value in graph.examples.items()}
     return lambda: list(session.run(None, feed))

@@ -12,6 +12,7 @@ from diptych_contrast.kernel.api import Engine as Engine
 from diptych_contrast.kernel.api import check_engine as check_engine
 from diptych_contrast.kernel.api import log_sums as log_sums
 from diptych_contrast.kernel.api import pair_lse as pair_lse
+from diptych_contrast.kernel.call import products as products
 from diptych_contrast.kernel.extremes import pair_expect as pair_expect
 from diptych_contrast.kernel.extremes import pair_max as pair_max
 from diptych_contrast.kernel.masks import PairMask as PairMask

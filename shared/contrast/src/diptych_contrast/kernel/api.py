@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.kernel.autograd import sweep
+from diptych_contrast.kernel.call import products
 from diptych_contrast.kernel.masks import Masks, PairMask
 from diptych_contrast.kernel.ring import ring_sweep
 from diptych_contrast.kernel.tiles import Plan, default_tile
@@ -43,13 +44,11 @@ def check_engine(function: str, engine: Engine) -> None:
     """Refuse an unknown or missing back end, and a tile below 1, with `ContrastInputError`."""
     if engine.backend not in _BACKENDS:
         found = ", which this version does not have" if engine.backend == "triton" else ""
-        raise ContrastInputError(
-            function, "backend", f"is {engine.backend!r}{found}", "pass 'auto', 'tiled' or 'dense'"
-        )
+        found, fix = f"is {engine.backend!r}{found}", "pass 'auto', 'tiled' or 'dense'"
+        raise ContrastInputError(function, "backend", found, fix)
     if engine.tile != "auto" and (not isinstance(engine.tile, int) or engine.tile < 1):
-        raise ContrastInputError(
-            function, "tile", f"is {engine.tile!r}", "pass 'auto' or a positive whole number"
-        )
+        fix = "pass 'auto' or a positive whole number"
+        raise ContrastInputError(function, "tile", f"is {engine.tile!r}", fix)
 
 
 _BACKENDS = ("auto", "tiled", "dense")
@@ -78,7 +77,6 @@ def log_sums(
         biases: Bias of the rows, shape (n,), and of the columns, shape (m,).
         both: Also sum over the rows of every column.
         peak: Also return the largest score of every row.
-        engine: How to run.
 
     Returns:
         Log-sum-exp, shape (k, n), with ``both`` (k, n + m), and the largest scores, same shape,
@@ -90,8 +88,7 @@ def log_sums(
     mode = "symmetric" if b is None else "both" if both else "rows"
     rings = engine.ring and b is not None
     if engine.backend == "dense" and not rings:
-        with torch.autocast(a.device.type, enabled=False):
-            lse, top = _dense_sweep(Plan(expressions, mode, 0), *tensors)
+        lse, top = _dense_sweep(Plan(expressions, mode, 0), *tensors)
         return lse, top if peak else top.new_empty(0)
     columns = len(a) if b is None else len(b)
     size = default_tile(len(a), columns, a.element_size()) if engine.tile == "auto" else engine.tile
@@ -110,10 +107,10 @@ def _dense_sweep(plan: Plan, *tensors: Any) -> tuple[Tensor, Tensor]:
         b, col_bias, keys = a, row_bias, [*keys[:3], *keys[:3]]
     n, m = len(a), len(b)
     masks = Masks(plan.expressions, keys, (n, m), max(n, m), a.device)
-    products = a @ b.t()
+    raw = products(a, b.t())
     sums, peaks = [], []
     for k in range(len(masks.trees)):
-        scores = products * scale[k if len(scale) > 1 else 0]
+        scores = raw * scale[k if len(scale) > 1 else 0]
         scores = scores if row_bias is None else scores + row_bias[:, None]
         scores = scores if col_bias is None else scores + col_bias
         hidden = torch.zeros((n, m), dtype=torch.bool, device=a.device)
@@ -153,7 +150,6 @@ def pair_lse(
     infinity where a mask leaves nothing; such rows get zero gradient. Twice differentiable.
 
     Args:
-        a: Rows, shape (n, d).
         b: Columns, shape (m, d); in symmetric mode ``a`` itself or None.
         beta: ``1/temperature``, one for all masks or one for each, shape (k,).
         masks: One to three expressions of `PairMask`.
@@ -162,7 +158,6 @@ def pair_lse(
         col_bias: Added to the scores of a column, shape (m,); in symmetric mode None.
         symmetric: Columns are the rows: two products in all instead of three.
         backend: ``tiled``, ``dense`` (stores all scores) or ``auto``.
-        tile: Rows and columns of a tile, or ``auto``.
 
     Example:
         >>> pair_lse(torch.zeros(3, 2), None, 1.0, symmetric=True).exp()[0].item()

@@ -7,7 +7,7 @@ opaque operators, so that tiles are not unrolled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from diptych_contrast.kernel.backward import first_order, second_order
-from diptych_contrast.kernel.call import call, loop
+from diptych_contrast.kernel.call import call, full_precision, loop
 from diptych_contrast.kernel.tiles import Plan, sum_exponentials
 
 # Positions among the eleven tensors of a sweep: rows, columns, scale, two biases, six keys.
@@ -51,7 +51,7 @@ class PairSums(Function):
         col_view: Tensor | None,
         col_label: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sweep; spelled out because the compiler cannot trace ``*tensors`` here."""
+        # Spelled out because the compiler cannot trace ``*tensors`` here.
         row, column = (row_id, row_view, row_label), (col_id, col_view, col_label)
         tensors = (a, b, scale, row_bias, col_bias, *row, *column)
         result: tuple[Tensor, Tensor, Tensor]
@@ -63,7 +63,6 @@ class PairSums(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep inputs and sums; the tiles are computed again."""
         lse, peak, extra = output
         ctx.mark_non_differentiable(peak, extra)
         ctx.set_materialize_grads(False)
@@ -72,7 +71,6 @@ class PairSums(Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Pull the gradient of the sums back to the inputs."""
         lse, extra, *tensors = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:]
         if upstream[0] is None:
@@ -90,7 +88,6 @@ class PairSums(Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], plan: Plan, *tensors: Any) -> tuple[Any, Any]:
-        """Run one sweep for every element of the batch."""
         # Whether a tile can be kept depends on the values, so elements may differ in it.
         return loop(PairSums, info.batch_size, dims, (plan._replace(keep=False), *tensors))
 
@@ -100,12 +97,10 @@ class PairGradients(Function):
 
     @staticmethod
     def forward(plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        """Sweep again, or read the gradient off what the forward sweep left."""
         return tuple(full_precision(first_order, plan, *tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep inputs and sums."""
         plan, upstream, lse, _, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.shapes = plan, [value.shape for value in output]
@@ -113,7 +108,6 @@ class PairGradients(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Differentiate the gradients: the second derivative of the sums."""
         upstream, lse, *tensors = ctx.saved_tensors
         given = [
             lse.new_zeros(shape) if value is None else value
@@ -125,7 +119,6 @@ class PairGradients(Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        """Run one sweep for every element of the batch."""
         return loop(PairGradients, info.batch_size, dims, arguments)
 
 
@@ -134,16 +127,14 @@ class PairCurvature(Function):
 
     @staticmethod
     def forward(plan: Plan, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Run the two sweeps of the second derivative."""
         return tuple(full_precision(second_order, plan, *tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Nothing is kept: there is no third derivative."""
+        pass  # there is no third derivative
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Refuse."""
         raise RuntimeError(
             "pair_lse: third derivatives are not available: differentiate at most twice, or pass "
             "backend='dense', which autograd can differentiate any number of times"
@@ -151,17 +142,7 @@ class PairCurvature(Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        """Run one sweep for every element of the batch."""
         return loop(PairCurvature, info.batch_size, dims, arguments)
-
-
-def full_precision(body: Callable[..., Any], plan: Plan, *tensors: Any) -> Any:
-    """Run a sweep with autocast switched off."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return body(plan, *tensors)
-    with torch.autocast(device, enabled=False):
-        return body(plan, *tensors)
 
 
 def _words(  # pragma: no cover - traced, not run
@@ -184,11 +165,7 @@ def _present(
 
 @torch.library.custom_op("diptych_contrast::pair_sums", mutates_args=())
 def _opaque_sums(
-    tensors: Sequence[Tensor | None],
-    expressions: str,
-    mode: str,
-    tile: int,
-    flags: Sequence[bool],
+    tensors: Sequence[Tensor | None], expressions: str, mode: str, tile: int, flags: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor] = full_precision(
         sum_exponentials, Plan(expressions, mode, tile, *flags), *tensors
@@ -198,11 +175,7 @@ def _opaque_sums(
 
 @_opaque_sums.register_fake
 def _(
-    tensors: Sequence[Tensor | None],
-    expressions: str,
-    mode: str,
-    tile: int,
-    flags: Sequence[bool],
+    tensors: Sequence[Tensor | None], expressions: str, mode: str, tile: int, flags: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan, a, b = Plan(expressions, mode, tile, *flags), tensors[0], tensors[1]
     assert a is not None
@@ -215,11 +188,7 @@ def _(
 
 @torch.library.custom_op("diptych_contrast::pair_gradients", mutates_args=())
 def _opaque_gradients(
-    tensors: Sequence[Tensor | None],
-    expressions: str,
-    mode: str,
-    tile: int,
-    flags: Sequence[bool],
+    tensors: Sequence[Tensor | None], expressions: str, mode: str, tile: int, flags: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     found = full_precision(first_order, Plan(expressions, mode, tile, *flags), *tensors)
     result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = tuple(found)
@@ -228,11 +197,7 @@ def _opaque_gradients(
 
 @_opaque_gradients.register_fake
 def _(
-    tensors: Sequence[Tensor | None],
-    expressions: str,
-    mode: str,
-    tile: int,
-    flags: Sequence[bool],
+    tensors: Sequence[Tensor | None], expressions: str, mode: str, tile: int, flags: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     a, b, scale, row_bias, col_bias = tensors[3:8]
     assert a is not None

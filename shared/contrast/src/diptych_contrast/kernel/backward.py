@@ -63,10 +63,11 @@ class _Weights:
             return
         others = self.others(rows, cols)
         for k, exponent in exponents(pairs, raw, rows, cols):
-            left = right = (exponent - self.shift[k, rows, None]).exp2_()
+            # A weight is at most 1, but large scores are rounded by more than their logarithms.
+            left = right = (exponent - self.shift[k, rows, None]).clamp_max_(0.0).exp2_()
             pairs.masks.hide(left, k, rows, cols, 0.0)
             if others is not None:
-                right = (exponent - self.shift[k, None, others]).exp2_()
+                right = (exponent - self.shift[k, None, others]).clamp_max_(0.0).exp2_()
                 pairs.masks.hide(right, k, rows, cols, 0.0)
             yield k, (left, right)
 

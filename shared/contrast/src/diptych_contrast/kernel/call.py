@@ -1,8 +1,8 @@
-"""Calling an autograd function without the cost of inspecting its signature."""
+"""Calling autograd functions: cheaply, over a batch, in full precision whatever autocast says."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,3 +36,41 @@ def loop(
     ]
     stacked = tuple(torch.stack(values) for values in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
+
+
+def full_precision(body: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function with autocast switched off for the device of its first tensor.
+
+    Autocast reaches into backward passes that run under it, so these need it as well.
+    """
+    device = next(x for x in arguments if isinstance(x, Tensor)).device.type
+    if not torch.is_autocast_enabled(device):
+        return body(*arguments)
+    with torch.autocast(device, enabled=False):
+        return body(*arguments)
+
+
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """Matrix product, of batches too, whose derivatives keep the precision of its factors."""
+    result: Tensor = call(_Products, x, y)
+    return result
+
+
+class _Products(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        result: Tensor = full_precision(torch.matmul, x, y)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, y = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        onto_x = products(upstream, y.mT) if needed[0] else None
+        return onto_x, products(x.mT, upstream) if needed[1] else None

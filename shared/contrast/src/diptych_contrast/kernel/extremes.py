@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych_contrast.errors import ContrastInputError
+from diptych_contrast.inputs import check_choice
 from diptych_contrast.kernel.api import Engine, check_engine, operands, pair_lse
+from diptych_contrast.kernel.call import products
 from diptych_contrast.kernel.masks import Masks, PairMask
 from diptych_contrast.kernel.tiles import default_tile
 
@@ -25,18 +26,8 @@ def pair_max(
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
     """Largest or smallest product of every row among the pairs that count.
 
-    The gradient goes to that one pair. Among equal products the lowest column wins.
-
-    Args:
-        a: Rows, shape (n, d).
-        b: Columns, shape (m, d).
-        mask: Which pairs count.
-        largest: False for the smallest.
-        tile: Rows and columns of a tile, or ``auto``.
-
-    Returns:
-        Product, shape (n,), minus (plus) infinity in rows without pairs, and column, shape (n,),
-        there -1.
+    The gradient goes to that one pair. Among equal products the lowest column wins. Rows without
+    pairs have the product minus (plus) infinity and the column -1.
 
     Example:
         >>> pair_max(torch.eye(3), torch.eye(3), PairMask(expr="any"))[1].tolist()
@@ -47,7 +38,7 @@ def pair_max(
     size = default_tile() if tile == "auto" else tile
     masks = Masks(mask.expr, mask.keys(), (len(a), len(b)), size, a.device)
     sign = 1.0 if largest else -1.0
-    with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+    with torch.no_grad():
         best = a.new_full((len(a),), -math.inf)
         index = torch.full((len(a),), -1, device=a.device)
         for i in range(0, len(a), size):
@@ -55,7 +46,7 @@ def pair_max(
             block = a[rows] * sign
             for j in range(0, len(b), size):
                 cols = slice(j, min(j + size, len(b)))
-                scores = masks.hide(block @ b[cols].t(), 0, rows, cols, -math.inf)
+                scores = masks.hide(products(block, b[cols].t()), 0, rows, cols, -math.inf)
                 top = scores.amax(1)
                 first = (scores == top[:, None]).to(torch.uint8).argmax(1)
                 better = top > best[rows]
@@ -83,23 +74,13 @@ def pair_expect(
     sweep gives E; both results can be differentiated once.
 
     Args:
-        a: Rows, shape (n, d).
-        b: Columns, shape (m, d).
-        beta: Scale of the scores.
         kappa: Sharpness of the weights, not 0; negative ones weigh low scores.
-        cost: ``score`` or ``sqdist``.
         mask: Which pairs count; None: all.
-        tile: Rows and columns of a tile, or ``auto``.
 
     Returns:
-        ``logZ``, minus infinity in rows without pairs, and E, there 0; both of shape (n,).
-
-    Example:
-        >>> pair_expect(torch.eye(2), torch.eye(2), 1.0, 1e-6, "sqdist")[1].round().tolist()
-        [1.0, 1.0]
+        ``logZ``, minus infinity in rows without pairs, and E, there 0.
     """
-    if cost not in {"score", "sqdist"}:
-        raise ContrastInputError("pair_expect", "cost", f"is {cost!r}", "pass 'score' or 'sqdist'")
+    check_choice("pair_expect", "cost", cost, "score", "sqdist")
     a, b = operands("pair_expect", a, b)
     mask = PairMask(expr="any") if mask is None else mask
     scale = torch.as_tensor(beta, dtype=a.dtype, device=a.device) * kappa

@@ -25,21 +25,8 @@ class PairMask:
 
     Keys are integers; two rows of equal id are the same sample, of equal id and view the same
     embedding. Missing ids are the positions; missing views are one view. In symmetric sweeps the
-    columns take the keys of the rows.
-
-    Args:
-        row_id: Sample of each row, shape (n,).
-        col_id: Sample of each column, shape (m,).
-        row_view: View of each row, shape (n,).
-        col_view: View of each column, shape (m,).
-        row_label: Class of each row, shape (n,).
-        col_label: Class of each column, shape (m,).
-        expr: Words ``any``, ``not_self``, ``same_id``, ``same_label``, ``other_view`` joined by
-            ``&``, ``|``, ``~`` and brackets.
-
-    Example:
-        >>> PairMask(row_label=torch.tensor([0, 0, 1]), expr="same_label & not_self").expr
-        'same_label & not_self'
+    columns take the keys of the rows. The expression joins the words ``any``, ``not_self``,
+    ``same_id``, ``same_label``, ``other_view`` by ``&``, ``|``, ``~`` and brackets.
     """
 
     row_id: Int[Tensor, " n"] | None = None
@@ -121,11 +108,7 @@ class Masks:
     """Masks of one sweep, evaluated tile by tile.
 
     Args:
-        expressions: Mask expressions, joined by commas.
         keys: The six keys in the order of `KEYS`.
-        shape: Number of rows and columns.
-        tile: Rows and columns of a tile.
-        device: Device of the embeddings.
     """
 
     def __init__(
@@ -147,9 +130,8 @@ class Masks:
             row, col = (torch.arange(length, device=device) for length in shape)
             self._keys["id"] = _Key(row, col, tile)
         if "same_label" in words and "label" not in self._keys:
-            raise ContrastInputError(
-                "pair kernel", "keys", "has no labels", "give every row a label"
-            )
+            fix = "give every row a label"
+            raise ContrastInputError("pair kernel", "keys", "has no labels", fix)
 
     def _simple(self) -> bool:
         return self._positions and all(tree in {"any", "not_self"} for tree in self.trees)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
-from diptych_contrast.kernel.call import call
+from diptych_contrast.kernel.call import call, full_precision
 
 SMALLEST = 1e-12
 _PART = 4096  # rows at once: a norm in float64 copies its input
@@ -20,9 +20,6 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
     A zero row stays zero; rows shorter than 1e-12 get zero gradient. Lengths are accumulated in
     float64, so rows of length 1e20 are safe. Differentiable any number of times.
-
-    Args:
-        x: Shape (n, d), floating point.
 
     Example:
         >>> unit_rows(torch.tensor([[3.0, 4.0]]))
@@ -57,12 +54,17 @@ class _UnitRows(Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, onto_inverse: Tensor | None) -> Tensor:
-        unit, inverse = ctx.saved_tensors
-        if upstream is None:
-            upstream = torch.zeros_like(unit)
-        slope = inverse * (inverse < 1.0 / SMALLEST)
-        along = torch.linalg.vecdot(unit, upstream)[:, None]
-        if onto_inverse is not None:
-            along = along + onto_inverse * inverse
-        onto_x: Tensor = torch.addcmul(upstream, unit, along, value=-1.0).mul_(slope)
+        onto_x: Tensor = full_precision(_onto_rows, *ctx.saved_tensors, upstream, onto_inverse)
         return onto_x
+
+
+def _onto_rows(
+    unit: Tensor, inverse: Tensor, upstream: Tensor | None, onto_inverse: Tensor | None
+) -> Tensor:
+    if upstream is None:
+        upstream = torch.zeros_like(unit)
+    slope = inverse * (inverse < 1.0 / SMALLEST)
+    along = torch.linalg.vecdot(unit, upstream)[:, None]
+    if onto_inverse is not None:
+        along = along + onto_inverse * inverse
+    return torch.addcmul(upstream, unit, along, value=-1.0).mul_(slope)

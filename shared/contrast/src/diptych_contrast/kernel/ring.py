@@ -16,9 +16,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from diptych_contrast.dist import gather_sizes
-from diptych_contrast.kernel.autograd import full_precision
 from diptych_contrast.kernel.backward import first_order
-from diptych_contrast.kernel.call import call
+from diptych_contrast.kernel.call import call, full_precision
 from diptych_contrast.kernel.masks import PairMask
 from diptych_contrast.kernel.sums import Shape, pair_sum
 from diptych_contrast.kernel.tiles import Plan, sum_exponentials

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from diptych_contrast.errors import ContrastInputError
-from diptych_contrast.kernel.call import call, loop
+from diptych_contrast.inputs import check_choice
+from diptych_contrast.kernel.call import call, full_precision, loop
 from diptych_contrast.kernel.masks import Masks, PairMask
 from diptych_contrast.kernel.tiles import default_tile
 
@@ -58,113 +58,83 @@ def pair_sum(
     into the operands: ``[scale * a, bias]`` against ``[b, 1]``. Twice differentiable in a and b.
 
     Args:
-        a: Rows, shape (n, d).
-        b: Columns, shape (m, d).
-        fn: ``identity``, ``softplus``, ``softplus_negative`` (of minus the score), ``relu``,
-            ``relu_squared`` or ``exp``.
-        mask: Which pairs count.
+        fn: One of `FUNCTIONS`; ``softplus_negative`` is softplus of minus the score.
         weight: Factors u, v of the weights ``w_ij = u_i.v_j``, taken as constants.
-        tile: Rows and columns of a tile, or ``auto``.
 
     Example:
         >>> pair_sum(torch.zeros(2, 4), torch.ones(3, 4), "exp", PairMask(expr="any")).tolist()
         [3.0, 3.0]
     """
-    if fn not in FUNCTIONS:
-        raise ContrastInputError(
-            "pair_sum", "fn", f"is {fn!r}", f"pass one of {', '.join(FUNCTIONS)}"
-        )
+    check_choice("pair_sum", "fn", fn, *FUNCTIONS)
     dtype = torch.float64 if torch.float64 in {a.dtype, b.dtype} else torch.float32
     size = default_tile(len(a), len(b), dtype.itemsize) if tile == "auto" else tile
     u, v = (None, None) if weight is None else (part.detach().to(dtype) for part in weight)
-    with torch.autocast(a.device.type, enabled=False):
-        (result,) = call(_Sum, a.to(dtype), b.to(dtype), u, v, *mask.keys(), (fn, mask.expr, size))
+    (result,) = call(_Sum, 0, a.to(dtype), b.to(dtype), u, v, *mask.keys(), (fn, mask.expr, size))
     total: Tensor = result
     return total
 
 
+def _sum(*inputs: Any) -> tuple[Tensor]:
+    total: Tensor = inputs[0].new_zeros(len(inputs[0]))
+    for rows, cols, scores, weigh in _tiles(inputs[:10], inputs[10]):
+        total[rows] += weigh(FUNCTIONS[inputs[10][0]][0](scores), rows, cols).sum(1)
+    return (total,)
+
+
+def _first_order(*inputs: Any) -> tuple[Tensor, Tensor]:
+    (a, b), upstream, where = inputs[:2], inputs[10], inputs[11]
+    onto_a, onto_b = torch.zeros_like(a), torch.zeros_like(b)
+    for rows, cols, scores, weigh in _tiles(inputs[:10], where):
+        slope = weigh(FUNCTIONS[where[0]][1](scores), rows, cols) * upstream[rows, None]
+        onto_a[rows].addmm_(slope, b[cols])
+        onto_b[cols].addmm_(slope.t(), a[rows])
+    return onto_a, onto_b
+
+
+def _second_order(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    (a, b), (upstream, over_a, over_b, where) = inputs[:2], inputs[10:]
+    onto_a, onto_b, onto_upstream = map(torch.zeros_like, (a, b, upstream))
+    _, first, second = FUNCTIONS[where[0]]
+    for rows, cols, scores, weigh in _tiles(inputs[:10], where):
+        change = over_a[rows] @ b[cols].t() + a[rows] @ over_b[cols].t()
+        slope = weigh(first(scores), rows, cols)
+        onto_upstream[rows] += (slope * change).sum(1)
+        slope = slope * upstream[rows, None]
+        bend = weigh(second(scores), rows, cols) * change * upstream[rows, None]
+        onto_a[rows] += bend @ b[cols] + slope @ over_b[cols]
+        onto_b[cols] += bend.t() @ a[rows] + slope.t() @ over_a[rows]
+    return onto_a, onto_b, onto_upstream
+
+
 class _Sum(Function):
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor]:
-        total: Tensor = inputs[0].new_zeros(len(inputs[0]))
-        for rows, cols, scores, weigh in _tiles(inputs[:10], inputs[10]):
-            total[rows] += weigh(FUNCTIONS[inputs[10][0]][0](scores), rows, cols).sum(1)
-        return (total,)
+    """The sum (order 0), its derivatives in a and b (1) and the derivatives of these (2)."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:10])
-        ctx.where = inputs[10]
+    def forward(order: int, *inputs: Any) -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = full_precision(_ORDERS[order], *inputs)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.order, *tensors, ctx.where = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
         return loop(_Sum, info.batch_size, dims, inputs)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        onto_a, onto_b = call(_SumGradients, *ctx.saved_tensors, upstream, ctx.where)
-        return onto_a, onto_b, *(None,) * 9
-
-
-class _SumGradients(Function):
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        (a, b), upstream, where = inputs[:2], inputs[10], inputs[11]
-        onto_a, onto_b = torch.zeros_like(a), torch.zeros_like(b)
-        for rows, cols, scores, weigh in _tiles(inputs[:10], where):
-            slope = weigh(FUNCTIONS[where[0]][1](scores), rows, cols) * upstream[rows, None]
-            onto_a[rows].addmm_(slope, b[cols])
-            onto_b[cols].addmm_(slope.t(), a[rows])
-        return onto_a, onto_b
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:11])
-        ctx.where = inputs[11]
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
-        return loop(_SumGradients, info.batch_size, dims, inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        onto_a, onto_b, onto_upstream = call(
-            _SumCurvature, *ctx.saved_tensors, *cotangents, ctx.where
-        )
-        return onto_a, onto_b, *(None,) * 8, onto_upstream, None
-
-
-class _SumCurvature(Function):
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        (a, b), (upstream, over_a, over_b, where) = inputs[:2], inputs[10:]
-        onto_a, onto_b, onto_upstream = map(torch.zeros_like, (a, b, upstream))
-        _, first, second = FUNCTIONS[where[0]]
-        for rows, cols, scores, weigh in _tiles(inputs[:10], where):
-            change = over_a[rows] @ b[cols].t() + a[rows] @ over_b[cols].t()
-            slope = weigh(first(scores), rows, cols)
-            onto_upstream[rows] += (slope * change).sum(1)
-            slope = slope * upstream[rows, None]
-            bend = weigh(second(scores), rows, cols) * change * upstream[rows, None]
-            onto_a[rows] += bend @ b[cols] + slope @ over_b[cols]
-            onto_b[cols] += bend.t() @ a[rows] + slope.t() @ over_a[rows]
-        return onto_a, onto_b, onto_upstream
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
-        return loop(_SumCurvature, info.batch_size, dims, inputs)
-
-    @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "pair_sum: third derivatives are not available: differentiate at most twice"
-        )
+        if ctx.order == 2:
+            raise RuntimeError(
+                "pair_sum: third derivatives are not available: differentiate at most twice"
+            )
+        given = (*ctx.saved_tensors, *upstream, ctx.where)
+        onto_a, onto_b, *onto_upstream = call(_Sum, ctx.order + 1, *given)
+        return None, onto_a, onto_b, *(None,) * 8, *onto_upstream, None
 
 
+_ORDERS = (_sum, _first_order, _second_order)
 _Weigh = Callable[[Tensor, slice, slice], Tensor]
 
 

@@ -127,12 +127,8 @@ def default_tile(rows: int = 0, columns: int = 0, itemsize: int = 4) -> int:
     """Return the tile that ``tile="auto"`` stands for.
 
     Small inputs take a single tile; larger ones 512 rows and columns, which with their operands
-    stay in the second-level cache of one core. ``DIPTYCH_TILE`` wins over both.
-
-    Args:
-        rows: Number of rows, 0 for the tile of large inputs.
-        columns: Number of columns.
-        itemsize: Bytes of one score.
+    stay in the second-level cache of one core. ``DIPTYCH_TILE`` wins over both. Without rows it is
+    the tile of large inputs.
     """
     wish = os.environ.get("DIPTYCH_TILE")
     if wish is not None:
@@ -196,10 +192,6 @@ def exponentials(
 
 def sum_exponentials(plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Sweep over all tiles and sum their exponentials.
-
-    Args:
-        plan: Masks, mode, tile.
-        *tensors: As for `open_pairs`.
 
     Returns:
         Natural log of the sums, minus infinity where nothing counts, shape (k, n), in mode

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diptych_contrast.common import (
-    Common,
-    LossResult,
-    Options,
-    read_embeddings,
-    read_options,
-    reduce_rows,
-)
+from diptych_contrast.common import Common, LossResult, Options, Parity, read_options
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_choice, check_device, check_least
+from diptych_contrast.kernel import products
 from diptych_contrast.rowwise import LOCAL
 
 Scores = Float[Tensor, "n n"] | tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]
-Parity = Literal["official"] | None
 # Stands for minus infinity where a difference of two of them would be NaN.
 _LOW = -1e30
 _SHARPNESS = 10.0
@@ -39,17 +32,13 @@ def birank(
 ) -> LossResult:
     """Bidirectional ranking of two modalities (Faghri et al., 2018, VSE++; Diao et al., 2023, DBL).
 
-    ``[m + max_j S_ij - S_ii]_+ + [m + max_j S_ji - S_ii]_+`` for a pair i, j over
-    negatives; the authors sum over the batch (``parity="official"``).
+    ``[m + max_j S_ij - S_ii]_+ + [m + max_j S_ji - S_ii]_+`` for a pair i, j over negatives; the
+    authors sum over the batch.
 
     Args:
-        S: Scores, shape (n, n), or embeddings (x, y), each (n, d), for their cosines.
-        margin: Margin m, >= 0.
+        S: Scores, or two embeddings for their cosines.
         hardest: The hardest negative alone; False: the sum over all.
-        negatives: Where column j is a negative of row i, shape (n, n); the diagonal never is.
-            None: everywhere else.
-        parity: ``official``: the sum over the batch.
-        **common: See `Common`.
+        negatives: Where column j is a negative of row i; the diagonal never is. None: elsewhere.
 
     Example:
         >>> round(birank(torch.zeros(4, 4), margin=0.5).item(), 4)
@@ -59,7 +48,7 @@ def birank(
     diagonal = scores.diagonal()
     rows = _hinges(margin + scores - diagonal[:, None], mask, 1, hardest)
     columns = _hinges(margin + scores - diagonal, mask, 0, hardest)
-    return reduce_rows(options, rows + columns, _has_negative(mask))
+    return options.reduce(rows + columns, _has_negative(mask))
 
 
 def boost_abs(
@@ -76,9 +65,8 @@ def boost_abs(
     """Absolute boosting over an anchor branch (Diao et al., 2023, DBL).
 
     ``2 [gamma m + A_ii - S_ii]_+ + max_j [(1 - gamma) m + S_ij - A_ij]_+`` for a pair i, the latter
-    of its row and of its column, ``m = beta margin``. The anchor A is constant.
-    A is the anchor's scores, or embeddings, like S; ``gamma`` in [0, 1] the share of the margin
-    that positives take. Else as `birank`.
+    of its row and of its column, ``m = beta margin``, gamma in [0, 1] the share of the margin that
+    positives take. The anchor A is constant, else like S of `birank`.
 
     Example:
         >>> round(boost_abs(torch.zeros(4, 4), torch.zeros(4, 4)).item(), 4)
@@ -90,7 +78,7 @@ def boost_abs(
     margin = margin * beta
     positive = 2.0 * (gamma * margin + anchor.diagonal() - scores.diagonal()).relu()
     costs = (1.0 - gamma) * margin + scores - anchor
-    return reduce_rows(options, positive + _hinges(costs, mask, 1) + _hinges(costs, mask, 0), None)
+    return options.reduce(positive + _hinges(costs, mask, 1) + _hinges(costs, mask, 0), None)
 
 
 def boost_rel(
@@ -106,11 +94,6 @@ def boost_rel(
     """Relative boosting: the gap to the negatives grows over the anchor's (Diao et al., 2023, DBL).
 
     ``max_j [beta m + (A_ii - A_ij) - (S_ii - S_ij)]_+`` for a pair i, of its row and of its column.
-    Arguments and result as `boost_abs`.
-
-    Example:
-        >>> round(boost_rel(torch.zeros(4, 4), torch.zeros(4, 4)).item(), 4)
-        0.4
     """
     options, scores, anchor, mask = _read_scores(
         "boost_rel", common, S, S_anchor, negatives, margin, parity
@@ -119,7 +102,7 @@ def boost_rel(
     costs = margin * beta + gain
     rows = _hinges(costs - gain.diagonal()[:, None], mask, 1)
     columns = _hinges(costs - gain.diagonal(), mask, 0)
-    return reduce_rows(options, rows + columns, _has_negative(mask))
+    return options.reduce(rows + columns, _has_negative(mask))
 
 
 def boost_kl(
@@ -133,19 +116,15 @@ def boost_kl(
     """Follow the anchor's ranking (Diao et al., 2023, DBL).
 
     ``KL(softmax(10 A) || softmax(10 S))`` of row and of column i, added; pairs that are neither own
-    nor negative leave the softmax. The official form is the same. Arguments as `boost_abs`.
-
-    Example:
-        >>> boost_kl(torch.eye(4), torch.eye(4)).item()
-        0.0
+    nor negative leave the softmax. The official form is the same.
     """
-    options, scores, anchor, mask = _read_scores("boost_kl", common, S, S_anchor, negatives)
     check_choice("boost_kl", "parity", parity, None, "official")
+    options, scores, anchor, mask = _read_scores("boost_kl", common, S, S_anchor, negatives)
     losses = torch.zeros_like(scores[0])
     for dim in (1, 0):
         target, own = (_log_softmax(part, mask, dim) for part in (anchor, scores))
         losses = losses + (target.exp() * (target - own)).sum(dim)
-    return reduce_rows(options, losses, _has_negative(mask))
+    return options.reduce(losses, _has_negative(mask))
 
 
 def boost_pro(
@@ -158,17 +137,13 @@ def boost_pro(
 ) -> LossResult:
     """Gain most on the own pair (Diao et al., 2023, DBL).
 
-    ``-log softmax(10 (S - A))_ii`` of row and of column i, added; else as `boost_kl`.
-
-    Example:
-        >>> round(boost_pro(torch.eye(4), torch.eye(4)).div(2).exp().item())
-        4
+    ``-log softmax(10 (S - A))_ii`` of row and of column i, added.
     """
-    options, scores, anchor, mask = _read_scores("boost_pro", common, S, S_anchor, negatives)
     check_choice("boost_pro", "parity", parity, None, "official")
+    options, scores, anchor, mask = _read_scores("boost_pro", common, S, S_anchor, negatives)
     gain = scores - anchor
     rows, columns = (_log_softmax(gain, mask, dim).diagonal() for dim in (1, 0))
-    return reduce_rows(options, -(rows + columns), _has_negative(mask))
+    return options.reduce(-(rows + columns), _has_negative(mask))
 
 
 def _read_scores(
@@ -178,11 +153,10 @@ def _read_scores(
     anchor: Scores | None,
     negatives: Tensor | None,
     margin: float = 0.0,
-    parity: str | None = None,
+    parity: Parity = None,
 ) -> tuple[Options, Tensor, Tensor, Tensor]:
     """Options, scores of target and anchor (detached), and which pairs are negatives."""
-    options = read_options(function, common, *LOCAL)
-    check_choice(function, "parity", parity, None, "official")
+    options = read_options(function, common, *LOCAL, parity=parity)
     check_least(function, 0, margin=margin)
     if parity == "official" and options.reduction == "mean":
         options = replace(options, reduction="sum")
@@ -202,10 +176,8 @@ def _read_scores(
 
 def _one(options: Options, name: str, given: Scores) -> Tensor:
     if not isinstance(given, Tensor):
-        x, y = read_embeddings(options, **{f"{name}[0]": given[0], f"{name}[1]": given[1]})
-        with torch.autocast(x.device.type, enabled=False):
-            products: Tensor = x @ y.t()
-        return products
+        x, y = options.embeddings(**{f"{name}[0]": given[0], f"{name}[1]": given[1]})
+        return products(x, y.t())
     square = given.dim() == 2 and given.shape[0] == given.shape[1] > 0
     if not square or not given.is_floating_point():
         found = f"has shape {tuple(given.shape)} and dtype {given.dtype}"

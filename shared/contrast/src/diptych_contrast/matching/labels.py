@@ -11,21 +11,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych_contrast.common import (
-    Common,
-    LossResult,
-    Options,
-    TemperatureLike,
-    read_embeddings,
-    read_labels,
-    read_options,
-    read_scale,
-    reduce_rows,
-)
+from diptych_contrast.common import Common, LossResult, Options, TemperatureLike, read_options
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_choice, check_least, readable
-from diptych_contrast.kernel import log_sums
-from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.kernel import log_sums, products, unit_rows
 from diptych_contrast.rowwise import LOCAL, by_rows
 
 
@@ -47,13 +36,8 @@ def triplet(
     of 0 (``semi_hard``). Among equal distances the lowest row wins. The root's slope at 0 is 0.
 
     Args:
-        z: Embeddings, shape (n, d).
-        labels: Class of each row, shape (n,), from 0; at least two classes.
-        margin: Margin, >= 0.
-        mining: Which triplets count.
         distance: ``euclid``, its square, or one minus the cosine.
         soft: ``softplus(d_ap - d_an)`` instead of the hinge, so that every triplet is active.
-        **common: See `Common`.
 
     Example:
         >>> z = torch.tensor([[1.0, 0], [0, 1], [1, 0]])
@@ -61,8 +45,8 @@ def triplet(
         1.2071
     """
     options = read_options("triplet", common, *LOCAL)
-    points = read_embeddings(options, z=z)[0]
-    labels = read_labels(options, "labels", labels, points, lowest=0)
+    points = options.embeddings(z=z)[0]
+    labels = options.labels("labels", labels, points, lowest=0)
     check_choice("triplet", "mining", mining, "all", "hard", "semi_hard", "easy_positive")
     check_choice("triplet", "distance", distance, "euclid", "squared", "cosine")
     check_least("triplet", 0, margin=margin)
@@ -90,12 +74,12 @@ def triplet(
     elif options.reduction == "mean":
         counted = len(total) if options.empty == "zero" else valid.sum()
         total = total * (counted / counts.sum().clamp_min(1))
-    return reduce_rows(options, total, valid)
+    return options.reduce(total, valid)
 
 
 def _distances(x: Tensor, y: Tensor, distance: str) -> Tensor:
     if distance == "cosine":
-        return 1.0 - x @ y.t()
+        return 1.0 - products(x, y.t())
     # Differences, not products: equal rows are at distance 0, and ties stay ties.
     d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     return d if distance == "euclid" else d.square()
@@ -185,22 +169,15 @@ def label_guided(
 ) -> LossResult:
     """Label-guided contrast of images and texts (arXiv 2412.03957, our reading).
 
-    ``log sum_j exp(s_ij / t) - sum_j w_ij s_ij / t / sum_j w_ij``, w 1 for equal
-    labels, or the Jaccard index of two label sets. ``inter`` weighs the mean of both directions
-    between the modalities, where the own pair always has w = 1, ``intra`` the mean of both
-    modalities against themselves.
+    ``log sum_j exp(s_ij / t) - sum_j w_ij s_ij / t / sum_j w_ij``, w 1 for equal labels,
+    or the Jaccard index of two label sets. ``inter`` weighs the mean of both directions between the
+    modalities, where the own pair always has w = 1, ``intra`` the mean of both modalities against
+    themselves.
 
     Args:
-        img: Images, shape (n, d).
-        txt: Texts of the same samples, shape (n, d).
-        labels: Class of each sample, shape (n,), -1: unlabelled; or its label set, shape (n, c),
-            of zeros and ones.
-        inter: Weight between the modalities.
-        intra: Weight within.
-        temperature: t > 0.
+        labels: Class of each sample, -1: unlabelled; or its label set, zeros and ones (n, c).
         real: Real images where ``img`` are generated ones: these, without gradient and with the
             own pair, are then the columns of the only term within.
-        **common: See `Common`.
 
     Example:
         >>> z = torch.ones(4, 8)
@@ -213,7 +190,7 @@ def label_guided(
         if real is None
         else {"img": img, "txt": txt, "real": real.detach()}
     )
-    x, y, *others = read_embeddings(options, **named).unbind(0)
+    x, y, *others = options.embeddings(**named).unbind(0)
     if labels.dim() == 2:
         if len(labels) != len(x) or (readable(labels) and bool((labels * (1 - labels)).any())):
             found = f"has shape {tuple(labels.shape)}, or values beside 0 and 1"
@@ -221,8 +198,8 @@ def label_guided(
             raise ContrastInputError("label_guided", "labels", found, fix)
         labels = labels.to(x.dtype)
     else:
-        labels = read_labels(options, "labels", labels, x, lowest=-1)
-    scale = read_scale(options, temperature, x)
+        labels = options.labels("labels", labels, x, lowest=-1)
+    scale = options.scale(temperature, x)
     between, _ = log_sums(x, y, scale, ("any",), both=True, engine=options.engine)
     terms = [
         (inter / 2, lse, a, b, True)
@@ -240,7 +217,7 @@ def label_guided(
         if weight:
             score, valid = _shared_score(options, rows, columns, labels, own)
             losses = lse.masked_fill(~valid, 0.0) - scale * score
-            loss = loss + weight * reduce_rows(options, losses, valid)
+            loss = loss + weight * options.reduce(losses, valid)
     return loss
 
 
@@ -254,11 +231,11 @@ def _shared_score(
         if label.dim() == 1:
             weights = ((label[:, None] == labels) & (labels >= 0)).to(x.dtype)
         else:
-            both = label @ labels.t()
+            both = products(label, labels.t())
             either = label.sum(1, keepdim=True) + labels.sum(1) - both
             weights = both / either.clamp_min(1.0)
         weights = weights.masked_fill(row[:, None] == index, float(own))
-        return torch.stack([(x * (weights @ y)).sum(1), weights.sum(1)], 1)
+        return torch.stack([(x * products(weights, y)).sum(1), weights.sum(1)], 1)
 
     score, total = by_rows(block, (rows, labels, index), (columns,), len(rows), options).unbind(1)
     valid = total > 0

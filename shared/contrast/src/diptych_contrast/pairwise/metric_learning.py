@@ -11,20 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych_contrast.common import (
-    Common,
-    LossResult,
-    TemperatureLike,
-    meet_columns,
-    read_embeddings,
-    read_labels,
-    read_options,
-    read_scale,
-    reduce_rows,
-    sample_ids,
-)
+from diptych_contrast.common import Common, LossResult, TemperatureLike, read_options
 from diptych_contrast.inputs import check_choice, check_positive
-from diptych_contrast.kernel import log_sums
+from diptych_contrast.kernel import log_sums, products
 from diptych_contrast.rowwise import LOCAL, by_rows
 
 # Losses of rows from their scores (r, n), their squared distances alike, positives and negatives.
@@ -41,15 +30,8 @@ def contrastive_margin(
 ) -> LossResult:
     """Contrastive loss with a margin (Hadsell et al., 2006, equation 4, without the halves).
 
-    ``mean_p d_ip^2 + mean_n relu(margin - d_in)^2`` over the positives p,
-    the other rows of the label, and the negatives n; d is ``|z_i - z_j|`` or ``1 - s_ij``.
-
-    Args:
-        z: Embeddings, shape (n, d).
-        labels: Class of each row, shape (n,), from 0.
-        margin: Distance at which negatives stop to count, > 0.
-        distance: ``euclid`` or ``cosine``.
-        **common: See `Common`; ``group`` and ``return_info`` are refused.
+    ``mean_p d_ip^2 + mean_n relu(margin - d_in)^2`` over the positives p, the other rows of the
+    label, and the negatives n; d is ``|z_i - z_j|`` or ``1 - s_ij``.
 
     Example:
         >>> contrastive_margin(torch.eye(4), torch.tensor([0, 0, 1, 1])).item()
@@ -88,12 +70,7 @@ def multi_similarity(
     log(1 + sum_n exp(beta (s_in - base))) / beta`` over the negatives with
     ``s_in > min_p s_ip - eps`` and the positives with ``s_ip < max_n s_in + eps``.
     alpha and beta, > 0, are the sharpness of positives and negatives, base the score that parts
-    them, eps the slack of the choice (infinity keeps all). Else as `contrastive_margin`.
-
-    Example:
-        >>> z = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
-        >>> round(multi_similarity(z, torch.tensor([0, 0, 1, 1])).item(), 4)
-        0.0
+    them, eps the slack of the choice (infinity keeps all).
     """
     check_positive("multi_similarity", alpha=alpha, beta=beta)
 
@@ -117,15 +94,9 @@ def circle(
 ) -> LossResult:
     """Circle loss (Sun et al., 2020, equations 4 to 8).
 
-    ``log(1 + sum_n exp(gamma a_n (s_n - m)) sum_p exp(-gamma a_p (s_p - 1 +
-    m)))`` with the weights ``a_p = relu(1 + m - s_p)`` and ``a_n = relu(s_n + m)`` as constants.
-    m relaxes: positives aim at ``1 - m``, negatives at m; gamma, > 0, is the scale. Else as
-    `contrastive_margin`.
-
-    Example:
-        >>> z = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
-        >>> round(circle(z, torch.tensor([0, 0, 1, 1])).item(), 4)
-        0.0
+    ``log(1 + sum_n exp(gamma a_n (s_n - m)) sum_p exp(-gamma a_p (s_p - 1 + m)))`` with the
+    constant weights ``a_p = relu(1 + m - s_p)`` and ``a_n = relu(s_n + m)``. m relaxes: positives
+    aim at ``1 - m``, negatives at m; gamma, > 0, is the scale.
     """
     check_positive("circle", gamma=gamma)
 
@@ -149,28 +120,21 @@ def n_pairs(
 ) -> LossResult:
     """N-pairs loss (Sohn, 2016, equations 4 and 7).
 
-    ``log(1 + sum_j exp((s_ij - s_ii) / t))`` for an anchor i, over the positives j of
-    the other samples. The paper's form is ``normalize=False, l2=0.02``.
-
-    Args:
-        z1: Anchors, shape (n, d), n >= 2.
-        z2: Their positives, shape (n, d).
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        labels: Samples of equal label are no negatives of each other, shape (n,).
-        l2: Weight of the mean squared length of anchor and positive, >= 0.
-        **common: See `Common`; ``return_info`` is refused.
+    ``log(1 + sum_j exp((s_ij - s_ii) / t))`` for an anchor i, over the positives j of the other
+    samples, those of equal label left out. The paper's form is ``normalize=False, l2=0.02``, l2 the
+    weight of the mean squared length of anchor and positive.
 
     Example:
         >>> round(n_pairs(torch.ones(4, 8), torch.ones(4, 8)).exp().item())
         4
     """
     options = read_options("n_pairs", common, "return_info")
-    first, second = read_embeddings(options, 2, z1=z1, z2=z2).unbind(0)
-    scale = read_scale(options, temperature, first)
-    keys = sample_ids(options, z1)
+    first, second = options.embeddings(2, z1=z1, z2=z2).unbind(0)
+    scale = options.scale(temperature, first)
+    keys = options.sample_ids(z1)
     if labels is not None:
-        keys = read_labels(options, "labels", labels, z1, lowest=0)
-    columns, mask = meet_columns(options, second, keys)
+        keys = options.labels("labels", labels, z1, lowest=0)
+    columns, mask = options.columns(second, keys)
     if columns is None:
         columns, mask = second, replace(mask, col_id=keys)
     lse, _ = log_sums(first, columns, scale, ("~same_id",), keys=mask, engine=options.engine)
@@ -179,19 +143,19 @@ def n_pairs(
     rows = F.softplus(gap, threshold=40)
     if l2:
         rows = rows + l2 * (first.square().sum(1) + second.square().sum(1)) / 2
-    return reduce_rows(options, rows, None if labels is None else valid)
+    return options.reduce(rows, None if labels is None else valid)
 
 
 def _labelled(function: str, z: Tensor, labels: Tensor, rows: _Rows, common: Common) -> Tensor:
     """Reduce a loss of rows against all others, block by block."""
     options = read_options(function, common, *LOCAL)
-    unit = read_embeddings(options, z=z)[0]
-    labels = read_labels(options, "labels", labels, unit, lowest=0)
+    unit = options.embeddings(z=z)[0]
+    labels = options.labels("labels", labels, unit, lowest=0)
     position = torch.arange(len(unit), device=unit.device)
     length = unit.square().sum(1)
 
     def block(part: Tensor, long: Tensor, own: Tensor, at: Tensor, *columns: Tensor) -> Tensor:
-        s = part @ columns[0].t()
+        s = products(part, columns[0].t())
         square = (long[:, None] + columns[1] - 2.0 * s).clamp_min(0.0)
         same = own[:, None] == labels
         positive = same & (at[:, None] != position)
@@ -200,7 +164,7 @@ def _labelled(function: str, z: Tensor, labels: Tensor, rows: _Rows, common: Com
 
     keyed = (unit, length, labels, position)
     losses, valid = by_rows(block, keyed, (unit, length), 8 * len(unit), options).unbind(1)
-    return reduce_rows(options, losses, valid > 0)
+    return options.reduce(losses, valid > 0)
 
 
 def _log_sum(exponents: Tensor, mask: Tensor) -> Tensor:

@@ -9,22 +9,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from diptych_contrast.common import (
-    Common,
-    LossResult,
-    Options,
-    TemperatureLike,
-    local_engine,
-    of_all,
-    read_embeddings,
-    read_options,
-    read_scale,
-    reduce_rows,
-)
+from diptych_contrast.common import Common, LossResult, Options, TemperatureLike, read_options
 from diptych_contrast.dist import gather_with_grad
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_choice, check_device, check_shape, readable
-from diptych_contrast.kernel import PairMask, log_sums, pair_sum, unit_rows
+from diptych_contrast.kernel import PairMask, log_sums, pair_sum, products, unit_rows
 from diptych_contrast.kernel.ring import ring_sum
 from diptych_contrast.state import KeyQueue
 from diptych_contrast.statistics import (
@@ -54,19 +43,15 @@ def info_nce(
 ) -> LossResult:
     """Noise-contrastive estimation (van den Oord et al., 2018; He et al., 2020, MoCo).
 
-    ``log(exp(s_ii / t) + sum_neg exp(s / t)) - s_ii / t`` for a query i, s the cosine similarity of
-    query and key; the negatives of all sources named stand in one denominator.
+    ``log(exp(s_ii / t) + sum_neg exp(s / t)) - s_ii / t`` for a query i and its key; the negatives
+    of all sources named stand in one denominator. Keys without gradient (momentum keys) make the
+    sweep one-sided.
 
     Args:
-        q: Queries, shape (n, d).
-        k: Their keys, shape (n, d); without gradient (momentum keys) the sweep is one-sided.
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
         negatives: ``in_batch`` (the other keys), ``queue``, ``rows``, or a tuple of these.
-        queue: `KeyQueue` or keys of shape (m, d); they get no gradient, empty slots are no
-            negatives.
-        row_negatives: Negatives of each query, shape (n, c, d).
+        queue: `KeyQueue` or keys; they get no gradient, empty slots are no negatives.
+        row_negatives: Negatives of each query.
         symmetric: Average with the direction from keys to queries (``in_batch`` alone).
-        **common: See `Common`; a row is a query.
 
     Example:
         >>> q = torch.ones(4, 8)
@@ -76,8 +61,8 @@ def info_nce(
     options = read_options("info_nce", common)
     sources = (negatives,) if isinstance(negatives, str) else tuple(negatives)
     _check_sources(sources, queue, row_negatives, symmetric)
-    first, second = read_embeddings(options, 1 + ("in_batch" in sources), q=q, k=k).unbind(0)
-    scale = read_scale(options, temperature, first)
+    first, second = options.embeddings(1 + ("in_batch" in sources), q=q, k=k).unbind(0)
+    scale = options.scale(temperature, first)
     positive = (first * second).sum(1) * scale
     parts: list[_Part] = []
     if "in_batch" in sources:
@@ -95,7 +80,7 @@ def info_nce(
         total = torch.stack(pieces)
         losses = torch.logsumexp(total, 0) - positive
         valid = None if "in_batch" in sources else (total[1:] > -torch.inf).any(0)
-    loss = reduce_rows(options, losses, valid)
+    loss = options.reduce(losses, valid)
     if not options.return_info:
         return loss
     return loss, _info((q, k), positive, parts, valid, scale, sources)
@@ -138,7 +123,7 @@ def _in_batch(options: Options, q: Tensor, k: Tensor, scale: Tensor, symmetric: 
     gather = options.group is not None and not options.ring
     columns = gather_with_grad(k, options.group) if gather else k
     sums, top = log_sums(q, columns, scale, ("any",), peak=info, engine=options.engine)
-    moments = moments_between(q, of_all(options, k)) - moments_of((q * k).sum(1)) if info else None
+    moments = moments_between(q, options.of_all(k)) - moments_of((q * k).sum(1)) if info else None
     return _Part(sums[0], top.flatten(), moments)
 
 
@@ -165,7 +150,7 @@ def _queue(options: Options, q: Tensor, queue: KeyQueue | Tensor, scale: Tensor)
         nothing = q.new_full((len(q),), -torch.inf)
         return _Part(nothing, nothing, moments_of(q[:0]))
     lse, peak = log_sums(
-        q, columns, scale, (mask,), keys=keys, peak=info, engine=local_engine(options)
+        q, columns, scale, (mask,), keys=keys, peak=info, engine=options.local_engine
     )
     return _Part(lse[0], peak.flatten(), moments_between(q, columns) if info else None)
 
@@ -184,8 +169,7 @@ def _rows(options: Options, q: Tensor, row_negatives: Tensor, scale: Tensor) -> 
     others = row_negatives.to(q.dtype)
     if options.normalize:
         others = unit_rows(others.flatten(0, 1)).view(others.shape)
-    with torch.autocast(q.device.type, enabled=False):
-        scores = torch.bmm(others, q[:, :, None]).squeeze(2)
+    scores = products(others, q[:, :, None]).squeeze(2)
     lse = torch.logsumexp(scores * scale, 1)
     if not options.return_info:
         return _Part(lse, lse[:0], None)
@@ -208,9 +192,8 @@ def _info(
         sums[0] = subtract_exp(sums[0], positive)
     peaks = torch.cat([positive[None], *(part.peak.view(-1, count) for part in parts)]).amax(0)
     return pair_info(
-        rows=count,
+        embeddings=embeddings,
         valid=valid,
-        zero_rows=_zero_rows(*embeddings),
         positives=moments_of(positive / scale),
         negatives=negatives,
         negative_lse=torch.cat(sums).logsumexp(0),
@@ -228,34 +211,26 @@ def clip_loss(
 ) -> LossResult:
     """Symmetric cross-entropy between two modalities (Radford et al., 2021, CLIP).
 
-    ``(log sum_j exp(s_ij / t) + log sum_j exp(s_ji / t)) / 2 - s_ii / t`` for a pair i, s the
-    cosine similarity of ``x_i`` and ``y_j``. One sweep gives both sums.
-
-    Args:
-        x: First modality, shape (n, d), n >= 2.
-        y: Second modality of the same samples, shape (n, d).
-        temperature: t > 0; number, 0-dim tensor, or `Temperature(0.07, learnable=True)` as in the
-            paper.
-        **common: See `Common`; a row is a pair.
+    ``(log sum_j exp(s_ij / t) + log sum_j exp(s_ji / t)) / 2 - s_ii / t`` for a pair i, by one
+    sweep. The paper learns the temperature: `Temperature(0.07, learnable=True)`.
 
     Example:
         >>> round(clip_loss(torch.ones(4, 8), torch.ones(4, 8)).exp().item())
         4
     """
     options = read_options("clip_loss", common)
-    first, second = read_embeddings(options, 2, x=x, y=y).unbind(0)
-    scale = read_scale(options, temperature, first)
+    first, second = options.embeddings(2, x=x, y=y).unbind(0)
+    scale = options.scale(temperature, first)
     score = (first * second).sum(1)
     positive = score * scale
     lse, peak = _both_sums(options, first, second, scale)
-    loss = reduce_rows(options, lse.view(2, -1).mean(0) - positive, None)
+    loss = options.reduce(lse.view(2, -1).mean(0) - positive, None)
     if not options.return_info:
         return loss
     doubled = positive.detach().repeat(2)
     info = pair_info(
-        rows=len(first),
+        embeddings=(x, y),
         valid=None,
-        zero_rows=_zero_rows(x, y),
         positives=moments_of(score),
         negatives=_cross_moments(options, first, second),
         negative_lse=subtract_exp(lse, doubled),
@@ -283,12 +258,8 @@ def _both_sums(options: Options, x: Tensor, y: Tensor, scale: Tensor) -> tuple[T
 @torch.no_grad()
 def _cross_moments(options: Options, x: Tensor, y: Tensor) -> Moments:
     """Moments of the negatives of rows and of columns, each against those of all processes."""
-    rows, columns = moments_between(x, of_all(options, y)), moments_between(y, of_all(options, x))
+    rows, columns = moments_between(x, options.of_all(y)), moments_between(y, options.of_all(x))
     return rows + columns - 2 * moments_of((x * y).sum(1))
-
-
-def _zero_rows(*embeddings: Tensor) -> Tensor:
-    return torch.stack([(~x.any(1)).sum() for x in embeddings]).sum()
 
 
 def siglip(
@@ -306,13 +277,9 @@ def siglip(
     -1 elsewhere: the sum over all pairs is divided by n, not by n^2.
 
     Args:
-        x: First modality, shape (n, d).
-        y: Second modality of the same samples, shape (n, d).
-        log_scale: Natural logarithm of the scale, a number or a 0-dim parameter.
-        bias: Added to every score, a number or a 0-dim parameter.
-        positives: Probability that a pair is a positive, shape (n, m) over the m columns of all
-            processes, in [0, 1] or bool; None: pairs of equal position.
-        **common: See `Common`; the positives of `PairInfo` are pairs of equal position.
+        log_scale: Natural logarithm of the scale, a number or a 0-dim parameter; ``bias`` too.
+        positives: Probability that a pair is a positive, in [0, 1] or bool, over the columns of all
+            processes; None: pairs of equal position.
 
     Example:
         >>> x = torch.eye(2)
@@ -320,27 +287,25 @@ def siglip(
         1.0064
     """
     options = read_options("siglip", common)
-    first, second = read_embeddings(options, x=x, y=y).unbind(0)
+    first, second = options.embeddings(x=x, y=y).unbind(0)
     scale = torch.as_tensor(log_scale, dtype=first.dtype, device=first.device).exp()
     offset = torch.as_tensor(bias, dtype=first.dtype, device=first.device)
     # log sigmoid(-S) = -softplus(S) and log sigmoid(S) = S - softplus(S): positives are linear.
     rows = torch.cat([first * scale, offset.expand(len(first), 1)], 1)
     columns = torch.cat([second, torch.ones_like(second[:, :1])], 1)
-    with torch.autocast(first.device.type, enabled=False):
-        losses = _softplus_sums(options, rows, columns)
-        losses = losses - _positive_scores(options, rows, columns, positives)
-    loss = reduce_rows(options, losses, None)
+    losses = _softplus_sums(options, rows, columns)
+    losses = losses - _positive_scores(options, rows, columns, positives)
+    loss = options.reduce(losses, None)
     if not options.return_info:
         return loss
     with torch.no_grad():
-        diagonal, every = (first * second).sum(1), of_all(options, second)
-        engine = local_engine(options)
+        diagonal, every = (first * second).sum(1), options.of_all(second)
+        engine = options.local_engine
         lse, peak = log_sums(first, every, scale, ("any",), peak=True, engine=engine)
     own = moments_of(diagonal)
     info = pair_info(
-        rows=len(first),
+        embeddings=(x, y),
         valid=None,
-        zero_rows=_zero_rows(x, y),
         positives=own,
         negatives=moments_between(first, every) - own,
         negative_lse=subtract_exp(lse[0], diagonal * scale),
@@ -353,7 +318,7 @@ def siglip(
 
 def _softplus_sums(options: Options, rows: Tensor, columns: Tensor) -> Tensor:
     if options.backend == "dense" and options.group is None:
-        return torch.nn.functional.softplus(rows @ columns.t(), threshold=40).sum(1)
+        return torch.nn.functional.softplus(products(rows, columns.t()), threshold=40).sum(1)
     if options.ring:
         return ring_sum(rows, columns, "softplus", options.tile, options.group)
     if options.group is not None:
@@ -372,4 +337,4 @@ def _positive_scores(
         found = f"has shape {tuple(positives.shape)}"
         fix = f"pass one value for each pair, shape ({len(rows)}, {len(columns)})"
         raise ContrastInputError("siglip", "positives", found, fix)
-    return (rows * (positives.to(rows.dtype) @ columns)).sum(1)
+    return (rows * products(positives.to(rows.dtype), columns)).sum(1)

@@ -12,21 +12,14 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     Options,
+    Parity,
     TemperatureLike,
     Views,
-    meet_columns,
-    of_all,
-    read_labels,
     read_options,
-    read_scale,
-    read_views,
-    reduce_rows,
-    sample_ids,
-    sum_over,
 )
 from diptych_contrast.errors import ContrastInputError, warn
 from diptych_contrast.inputs import check_choice, check_device, check_shape, readable
-from diptych_contrast.kernel import log_sums
+from diptych_contrast.kernel import log_sums, products
 from diptych_contrast.statistics import (
     Moments,
     PairInfo,
@@ -49,7 +42,7 @@ def sup_con(
     ids: Int[Tensor, " n"] | None = None,
     mode: Literal["out", "in"] = "out",
     base_temperature: float | None = None,
-    parity: Literal["official"] | None = None,
+    parity: Parity = None,
     **common: Unpack[Common],
 ) -> LossResult:
     """Supervised contrastive loss (Khosla et al., 2020, equations 2 and 3, SupCon).
@@ -58,25 +51,19 @@ def sup_con(
     ``D_i = sum_{a != i} exp(s_ia / t)``, p over the other rows of the label of i.
 
     Args:
-        z: Embeddings, shape (n, d), or views of the same samples, shape (v, n, d).
-        labels: Class of each sample, shape (n,), from 0; -1: unlabelled, its only positives are
-            its own other views.
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        ids: Sample of each row, shape (n,), where rows of one matrix are views of one sample.
-        mode: Mean outside or inside the logarithm.
-        base_temperature: Multiply the loss by ``temperature / base_temperature``.
-        parity: ``official``: as the authors' code, with base temperature 0.07.
-        **common: See `Common`; rows are view-major.
+        labels: -1 is unlabelled: its only positives are its own other views.
+        ids: Sample of each row, where rows of one matrix are views of one sample.
+        base_temperature: Multiply the loss by ``temperature / base_temperature``; the authors'
+            code does with 0.07.
 
     Example:
         >>> sup_con(torch.eye(4), torch.tensor([0, 0, 1, 1]), temperature=1.0).exp().item()
         3.0
     """
-    options = read_options("sup_con", common)
+    options = read_options("sup_con", common, parity=parity)
     check_choice("sup_con", "mode", mode, "out", "in")
-    check_choice("sup_con", "parity", parity, None, "official")
-    views = read_views(options, "z", z)
-    scale = read_scale(options, temperature, views)
+    views = options.views("z", z)
+    scale = options.scale(temperature, views)
     classes = _classes(options, views, labels, ids)
     rows = views.flatten(0, 1)
     loss, info = class_contrast(options, rows, classes, scale, mode=mode)
@@ -88,11 +75,11 @@ def sup_con(
 
 def _classes(options: Options, views: Tensor, labels: Tensor, ids: Tensor | None) -> Tensor:
     """Give every row a key that its positives share; an unlabelled sample has its own."""
-    labels = read_labels(options, "labels", labels, views[0], lowest=-1)
+    labels = options.labels("labels", labels, views[0], lowest=-1)
     if ids is None:
-        ids = sample_ids(options, views[0])
+        ids = options.sample_ids(views[0])
     else:
-        ids = read_labels(options, "ids", ids, views[0], lowest=None)
+        ids = options.labels("ids", ids, views[0], lowest=None)
         if len(views) > 1 and readable(ids) and len(torch.unique(ids)) < len(ids):
             found = "holds an id twice in one view, so its positives are ambiguous"
             fix = "give every sample of a view its own id"
@@ -121,26 +108,25 @@ def class_contrast(
     if options.group is None and masks == ["not_self"]:
         lse, peak = log_sums(z, None, scale, masks, engine=options.engine)
     else:
-        columns, mask = meet_columns(options, z, sample_ids(options, z), label=classes)
+        columns, mask = options.columns(z, options.sample_ids(z), label=classes)
         lse, peak = log_sums(z, columns, scale, masks, keys=mask, peak=info, engine=options.engine)
     divisor = n_positive.clamp_min(1).to(z.dtype)
     if mode == "in":
         positive = lse[1].masked_fill(~valid, 0.0) - divisor.log()
     else:
         own = torch.zeros(len(counts), z.shape[1], dtype=z.dtype, device=z.device)
-        sums = sum_over(options, own.index_add(0, index, z))
+        sums = options.total(own.index_add(0, index, z))
         positive = (z * (sums[index] - z)).sum(1) * scale / divisor
     # A lone row has no denominator.
-    loss = reduce_rows(options, lse[0].masked_fill(~valid, 0.0) - positive, valid)
+    loss = options.reduce(lse[0].masked_fill(~valid, 0.0) - positive, valid)
     if not info:
         return loss, None
     z = z.detach()
-    others = of_all(options, z)
-    same = moments_matching(z, classes, others, of_all(options, classes))
+    others = options.of_all(z)
+    same = moments_matching(z, classes, others, options.of_all(classes))
     return loss, pair_info(
-        rows=len(z),
+        embeddings=(z,),
         valid=valid,
-        zero_rows=(~z.any(1)).sum(),
         positives=same - moments_of(z.square().sum(1)),
         negatives=moments_between(z, others) - same,
         negative_lse=lse[-1],
@@ -152,7 +138,7 @@ def class_contrast(
 
 def _enumerate(options: Options, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Number the classes over all processes; give the number of each row and the class sizes."""
-    every = of_all(options, classes)
+    every = options.of_all(classes)
     # Sorting instead of `unique` keeps all shapes fixed, as compiling needs.
     ordered, order = every.sort()
     steps = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()]).cumsum(0)
@@ -177,11 +163,8 @@ def soft_sup_con(
     (``p_i.p_j`` for soft labels p), 1 for other views of the same sample, 0 for itself.
 
     Args:
-        z: Embeddings, shape (n, d), or views of the same samples, shape (v, n, d).
-        soft_labels: Non-negative class weights of each sample, shape (n, c), rows with a sum > 0.
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        weights: Non-negative factors (u, v) of the weights instead, each of shape (n, c).
-        **common: See `Common`; rows are view-major.
+        soft_labels: Non-negative class weights of each sample, rows with a sum > 0.
+        weights: Non-negative factors (u, v) of the weights instead.
 
     Example:
         >>> z = torch.eye(4)
@@ -189,30 +172,28 @@ def soft_sup_con(
         3.0
     """
     options = read_options("soft_sup_con", common)
-    views = read_views(options, "z", z)
-    scale = read_scale(options, temperature, views)
+    views = options.views("z", z)
+    scale = options.scale(temperature, views)
     u, v = _factors(options, soft_labels, weights, views)
     rows = views.flatten(0, 1)
-    with torch.autocast(views.device.type, enabled=False):
-        positive, valid = _weighted_scores(options, views, u, v)
+    positive, valid = _weighted_scores(options, views, u, v)
     positive = positive * scale
     columns, keys = None, None
     if options.group is not None:
-        columns, keys = meet_columns(options, rows, sample_ids(options, rows))
+        columns, keys = options.columns(rows, options.sample_ids(rows))
     peak, engine = options.return_info, options.engine
     sums, top = log_sums(rows, columns, scale, ("not_self",), keys=keys, peak=peak, engine=engine)
     lse = sums[0]
     valid = valid & (lse > -torch.inf)
-    loss = reduce_rows(options, lse.masked_fill(~valid, 0.0) - positive, valid)
+    loss = options.reduce(lse.masked_fill(~valid, 0.0) - positive, valid)
     if not options.return_info:
         return loss
     rows = rows.detach()
     positives, best, rest = _siblings(views, lse.detach(), scale.detach())
-    every = moments_between(rows, of_all(options, rows)) - moments_of(rows.square().sum(1))
+    every = moments_between(rows, options.of_all(rows)) - moments_of(rows.square().sum(1))
     info = pair_info(
-        rows=len(rows),
+        embeddings=(rows,),
         valid=valid,
-        zero_rows=(~rows.any(1)).sum(),
         positives=positives,
         negatives=every - positives,
         negative_lse=rest,
@@ -228,8 +209,8 @@ def _weighted_scores(
 ) -> tuple[Tensor, Tensor]:
     """Weighted mean score of every row with its positives, and whether it has any."""
     count, rows = len(views), views.flatten(0, 1)
-    sums = torch.cat([v.sum(0)[:, None] * count, v.t() @ views.sum(0)], 1)
-    reached = (u @ sum_over(options, sums)).repeat(count, 1)
+    sums = torch.cat([v.sum(0)[:, None] * count, products(v.t(), views.sum(0))], 1)
+    reached = products(u, options.total(sums)).repeat(count, 1)
     own = (u * v).sum(1).repeat(count)
     # Pairs of one sample leave the product of factors and come back with weight 1.
     siblings = ((views.sum(0) - views) * views).sum(2).flatten()
@@ -243,7 +224,8 @@ def _weighted_scores(
 @torch.no_grad()
 def _siblings(views: Tensor, lse: Tensor, scale: Tensor) -> tuple[Moments, Tensor, Tensor]:
     """Scores of the other views: moments, best of each row, and what they leave of the sums."""
-    scores = torch.einsum("vnd,wnd->vnw", views, views)
+    samples = views.transpose(0, 1)
+    scores = products(samples, samples.transpose(1, 2)).transpose(0, 1)
     diagonal = torch.eye(len(views), dtype=torch.bool, device=views.device)[:, None]
     hidden = scores.masked_fill(diagonal, -torch.inf).flatten(0, 1)
     shown = scores[~diagonal.expand_as(scores)]

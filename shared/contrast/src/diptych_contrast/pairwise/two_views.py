@@ -15,16 +15,9 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     Options,
+    Parity,
     TemperatureLike,
-    check_embeddings,
-    meet_columns,
-    of_all,
-    read_embeddings,
-    read_labels,
     read_options,
-    read_scale,
-    reduce_rows,
-    sample_ids,
 )
 from diptych_contrast.dist import gather_sizes, gather_with_grad
 from diptych_contrast.errors import ContrastInputError
@@ -44,7 +37,6 @@ from diptych_contrast.statistics import (
 )
 
 Directions = Literal["mean", "sum"]
-Parity = Literal["official"] | None
 Weight = Float[Tensor, " n"] | Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]]
 
 
@@ -59,17 +51,12 @@ def nt_xent(
 ) -> LossResult:
     """Normalised temperature-scaled cross-entropy (Chen et al., 2020, SimCLR).
 
-    ``log sum_{j != i} exp(s_ij / t) - s_ii' / t`` for all 2n embeddings i, i' the other view of i,
-    s the cosine similarity.
+    ``log sum_{j != i} exp(s_ij / t) - s_ii' / t`` for all 2n embeddings i, i' the other view of i.
 
     Args:
-        z1: First view, shape (n, d), n >= 2.
-        z2: Second view of the same samples in the same order, shape (n, d).
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
         ids: Rows of equal id (windows of one trial, scans of one patient) are no negatives of each
             other, shape (n,).
-        labels: Rows of equal label are no negatives of each other, shape (n,).
-        **common: See `Common`; rows are view-major.
+        labels: The same for rows of equal label.
 
     Example:
         >>> z = torch.ones(4, 8)
@@ -81,7 +68,7 @@ def nt_xent(
     lse = views.lse
     if views.valid is not None:
         lse = torch.logaddexp(lse.masked_fill(~views.valid, 0.0), views.positive)
-    loss = reduce_rows(options, (lse - views.positive).flatten(), _flat(views.valid))
+    loss = options.reduce(lse - views.positive, views.valid)
     return (loss, _tell(options, views)) if options.return_info else loss
 
 
@@ -102,15 +89,11 @@ def dcl(
     other view of i, j over both views.
 
     Args:
-        z1: First view, shape (n, d), n >= 2.
-        z2: Second view of the same samples in the same order, shape (n, d).
-        temperature: t > 0; number, 0-dim tensor or `Temperature`.
-        weight: w of each sample, shape (n,), or a function of the scores s_ii', shape (n,).
-        ids: Rows of equal id are no negatives of each other, shape (n,).
+        weight: w of each sample, or a function of the scores s_ii'.
+        ids: Rows of equal id are no negatives of each other.
         reduction_directions: ``sum`` adds the two directions instead of averaging them.
-        parity: ``official``: as the authors' code, without normalisation, directions added, and
-            the pair itself let in at ``log(1e-45)``.
-        **common: See `Common`; rows are view-major.
+        parity: The authors do not normalise, add the directions, and let the pair itself in at
+            ``log(1e-45)``.
 
     Example:
         >>> z = torch.ones(4, 8)
@@ -135,13 +118,7 @@ def dclw(
     """`dcl` that weighs close positives down (Yeh et al., 2022, equation 7, DCLW).
 
     `dcl` with ``w_i = 2 - exp(s_ii' / sigma) / mean_l exp(s_ll' / sigma)``.
-    Sigma, > 0, is the sharpness of the weights; they are constants with ``detach_weights``, but not
-    in the authors' code and with ``parity="official"``. Else as `dcl`.
-
-    Example:
-        >>> z = torch.ones(4, 8)
-        >>> torch.allclose(dclw(z, z), dcl(z, z))
-        True
+    The weights are constants with ``detach_weights``, but not in the authors' code.
     """
     check_positive("dclw", sigma=sigma)
     group = common.get("group")
@@ -168,9 +145,9 @@ def _decoupled(
     common: Common,
 ) -> LossResult:
     check_choice(function, "reduction_directions", reduction_directions, "mean", "sum")
-    check_choice(function, "parity", parity, None, "official")
     # The authors' code takes embeddings as they are.
-    options = read_options(function, {**common, "normalize": False} if parity else common)
+    given: Common = {**common, "normalize": False} if parity else common
+    options = read_options(function, given, parity=parity)
     views = _read(options, z1, z2, temperature, ids, None, decoupled=True)
     lse, pull, valid = views.lse, views.positive, views.valid
     if valid is not None:
@@ -185,7 +162,7 @@ def _decoupled(
             found = f"has shape {tuple(weights.shape)} for {len(pull)} samples"
             raise ContrastInputError(function, "weight", found, "give one weight for each sample")
         pull = pull * weights.to(pull.dtype)
-    loss = reduce_rows(options, (lse - pull).flatten(), _flat(valid))
+    loss = options.reduce(lse - pull, valid)
     loss = loss * 2 if parity == "official" or reduction_directions == "sum" else loss
     return (loss, _tell(options, views)) if options.return_info else loss
 
@@ -237,16 +214,16 @@ def _read(
     decoupled: bool = False,
 ) -> _Views:
     if ids is None and labels is None and is_small(options, z1, z2):
-        check_embeddings(options, 2, z1=z1, z2=z2)
-        scale = read_scale(options, temperature, z1)
+        options.check(2, z1=z1, z2=z2)
+        scale = options.scale(temperature, z1)
         if scale.item() + math.log(2 * len(z1)) <= SAFE_EXPONENT[z1.dtype]:
             return _read_small(options, z1, z2, scale, decoupled)
-    stacked = read_embeddings(options, 2, z1=z1, z2=z2)
-    scale = read_scale(options, temperature, stacked)
+    stacked = options.embeddings(2, z1=z1, z2=z2)
+    scale = options.scale(temperature, stacked)
     if ids is not None:
-        ids = read_labels(options, "ids", ids, z1, lowest=None).repeat(2)
+        ids = options.labels("ids", ids, z1, lowest=None).repeat(2)
     if labels is not None:
-        labels = read_labels(options, "labels", labels, z1, lowest=0).repeat(2)
+        labels = options.labels("labels", labels, z1, lowest=0).repeat(2)
     apart = [key for key in (ids, labels) if key is not None]
     first, second = stacked.unbind(0)
     z = stacked.flatten(0, 1)
@@ -254,8 +231,8 @@ def _read(
     words += ["~same_label"] if labels is not None else []
     columns, keys = None, None
     if words or options.group is not None:
-        own = sample_ids(options, z1).repeat(2) if words else sample_ids(options, z)
-        columns, keys = meet_columns(options, z, own if ids is None else ids, label=labels)
+        own = options.sample_ids(z1).repeat(2) if words else options.sample_ids(z)
+        columns, keys = options.columns(z, own if ids is None else ids, label=labels)
     mask = " & ".join(words) or "not_self"
     peak, engine = options.return_info, options.engine
     lse, top = log_sums(z, columns, scale, (mask,), keys=keys, peak=peak, engine=engine)
@@ -271,29 +248,24 @@ def _tell(options: Options, views: _Views) -> PairInfo:
         return small_info(*views[:2], views.z, views.scale, views.own, views.peak, views.norm)
     z, n = views.z.detach(), len(views.positive)
     lse, positive = views.lse.detach(), views.positive.detach()
-    every, positives = of_all(options, z), 2 * moments_of(positive / views.scale.detach())
+    every, positives = options.of_all(z), 2 * moments_of(positive / views.scale.detach())
     negatives = moments_between(z, every)
     if not views.apart:
-        negatives = negatives - moments_of(torch.linalg.vecdot(z, z)) - positives
+        negatives = negatives - moments_of(z.square().sum(1)) - positives
     keys = [*views.apart, torch.stack(views.apart, 1)] if len(views.apart) == 2 else views.apart
     for key, sign in zip(keys, (-1, -1, 1), strict=False):  # what both take away comes back once
-        negatives = negatives + sign * moments_matching(z, key, every, of_all(options, key))
+        negatives = negatives + sign * moments_matching(z, key, every, options.of_all(key))
     peak = torch.maximum(views.peak.view(2, n), positive)
     return pair_info(
-        rows=2 * n,
-        valid=_flat(views.valid),
-        zero_rows=(~z.any(1)).sum(),
+        embeddings=(z,),
+        valid=views.valid,
         positives=positives,
         negatives=negatives,
-        negative_lse=(subtract_exp(lse, positive) if views.own else lse).flatten(),
-        hits=reaches(positive, peak).flatten(),
-        peak=peak.flatten(),
+        negative_lse=subtract_exp(lse, positive) if views.own else lse,
+        hits=reaches(positive, peak),
+        peak=peak,
         scale=views.scale,
     )
-
-
-def _flat(valid: Tensor | None) -> Tensor | None:
-    return None if valid is None else valid.flatten()
 
 
 def hcl(
@@ -311,12 +283,7 @@ def hcl(
     ``G = max((sum_j w_j exp(s_j / t) - m tau_plus exp(p)) / (1 - tau_plus), m exp(-1 / t))``,
     ``w_j = m exp(beta s_j / t) / sum_l exp(beta s_l / t)``.
     Beta, >= 0, says how much close negatives count (0: `debiased`), tau_plus, in [0, 1), which
-    share of the negatives is of the same class. Rows are view-major; ``return_info`` is refused.
-
-    Example:
-        >>> z = torch.ones(4, 8)
-        >>> round(hcl(z, z).exp().item())
-        7
+    share of the negatives is of the same class.
     """
     return _corrected("hcl", z1, z2, temperature, beta, tau_plus, common)
 
@@ -331,12 +298,6 @@ def debiased(
     """Contrast corrected for negatives of the same class (Chuang et al., 2020, equation 8).
 
     `hcl` with ``beta = 0``: all negatives count alike.
-    Arguments as `hcl`.
-
-    Example:
-        >>> z = torch.ones(4, 8)
-        >>> round(debiased(z, z).exp().item())
-        7
     """
     return _corrected("debiased", z1, z2, temperature, 0.0, tau_plus, common)
 
@@ -353,11 +314,11 @@ def _corrected(
     options = read_options(function, common, "return_info")
     check_least(function, 0, beta=beta)
     check_share(function, "tau_plus", tau_plus)
-    stacked = read_embeddings(options, 2, z1=z1, z2=z2)
-    scale = read_scale(options, temperature, stacked)
+    stacked = options.embeddings(2, z1=z1, z2=z2)
+    scale = options.scale(temperature, stacked)
     positive = (stacked[0] * stacked[1]).sum(1).mul(scale).repeat(2)
     z = stacked.flatten(0, 1)
-    columns, keys = meet_columns(options, z, sample_ids(options, z1).repeat(2))
+    columns, keys = options.columns(z, options.sample_ids(z1).repeat(2))
     samples = len(z1) if options.group is None else sum(gather_sizes(z1, options.group))
     log_m = math.log(2 * samples - 2)
     masks = ("~same_id",) * (2 if beta else 1)
@@ -372,6 +333,4 @@ def _corrected(
         # Where nothing is left the logarithm is taken of something harmless and thrown away.
         rest = torch.log(-torch.expm1(gap.masked_fill(~left, -1.0)))
         negatives = torch.where(left, total + rest - math.log1p(-tau_plus), floor)
-    return reduce_rows(
-        options, torch.logaddexp(positive, negatives.maximum(floor)) - positive, None
-    )
+    return options.reduce(torch.logaddexp(positive, negatives.maximum(floor)) - positive, None)

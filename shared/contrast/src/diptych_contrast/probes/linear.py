@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych_contrast.errors import ContrastInputError, warn
-from diptych_contrast.inputs import check_dimension, check_finite, check_integers
+from diptych_contrast.inputs import check_dimension, check_finite, check_integers, check_least
 
 GRID = tuple(10.0**power for power in range(2, -7, -1))
 Penalty = float | Literal["cv"]
@@ -50,17 +50,14 @@ def reduce_basis(
 
 def check_penalty(function: str, l2: object, *, zero: bool) -> None:
     """Refuse a penalty that is neither ``"cv"`` nor a finite number, from or above 0."""
-    if l2 == "cv":
-        return
-    if not isinstance(l2, int | float) or not (0 < l2 < math.inf or (zero and l2 == 0)):
-        raise ContrastInputError(
-            function, "l2", f"is {l2!r}", f"pass 'cv' or a number {'from' if zero else 'above'} 0"
-        )
+    number = isinstance(l2, int | float) and (0 < l2 < math.inf or (zero and l2 == 0))
+    if l2 != "cv" and not number:
+        fix = f"pass 'cv' or a number {'from' if zero else 'above'} 0"
+        raise ContrastInputError(function, "l2", f"is {l2!r}", fix)
 
 
 def choose_penalty(
-    function: str,
-    held_out_loss: Callable[[float], float],
+    function: str, held_out_loss: Callable[[float], float]
 ) -> tuple[float, dict[float, float]]:
     """The penalty of lowest held-out loss, looked for from strong to weak.
 
@@ -152,31 +149,17 @@ class LinearProbe:
     classes: Int[Tensor, " c"]
     weight: Float[Tensor, "d c"]
     bias: Float[Tensor, " c"]
-    mean: Float[Tensor, " d"]
-    scale: Float[Tensor, " d"]
     l2: float
     held_out_losses: Mapping[float, float]
     predictions: Int[Tensor, " q"]
     probabilities: Float[Tensor, "q c"]
+    mean: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
     accuracy: float | None = None
     accuracy_interval: Interval | None = None
     balanced_accuracy: float | None = None
     balanced_accuracy_interval: Interval | None = None
     per_class: Mapping[int, float] | None = None
-
-    def predict_probabilities(self, x: Float[Tensor, "q d"]) -> Float[Tensor, "q c"]:
-        """Class probabilities of further embeddings, columns as in ``classes``; fp64."""
-        return _probabilities(self.weight, self.bias, self.mean, self.scale, x)
-
-
-class _Fit(NamedTuple):
-    """What is learned from standardised features."""
-
-    classes: Tensor
-    weight: Tensor
-    bias: Tensor
-    l2: float
-    held_out_losses: dict[float, float]
 
 
 def linear_probe(
@@ -199,19 +182,8 @@ def linear_probe(
     stops after two values in a row without improvement.
 
     Args:
-        train: Training embeddings.
-        y: Their classes, any integers.
-        test: Test embeddings.
-        l2: Weight of the penalty, at least 0, or ``"cv"``.
         groups: Subject of a training row; a subject is never in two folds.
-        test_y: Classes of the test rows, to score the predictions.
         test_groups: Subject of a test row, the unit of the bootstrap; default: the row.
-        resamples: Bootstrap resamples.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The probe with predictions, accuracy, balanced accuracy (mean recall over the classes of
-        the test rows), recall by class, and intervals.
 
     Example:
         >>> x, y = torch.eye(8), torch.arange(8) % 2
@@ -223,10 +195,9 @@ def linear_probe(
         if values is not None:
             check_integers("linear_probe", name, values, test.shape[0])
     features, mean, scale = standardise(train)
-    probe = _predicted(_fit("linear_probe", features, y, l2, groups), mean, scale, test)
-    if test_y is None:
-        return probe
-    return _scored(probe, test_y, test_groups, resamples, seed)
+    unseen = (test.detach().double() - mean) / scale
+    probe = LinearProbe(*_fit("linear_probe", features, y, l2, groups, unseen), mean, scale)
+    return probe if test_y is None else _scored(probe, test_y, test_groups, resamples, seed)
 
 
 @dataclass(frozen=True)
@@ -255,50 +226,32 @@ def few_label_probe(
     """Linear probes on randomly drawn training rows, the same number for each class.
 
     Features are standardised by all training rows, which needs no labels. Every draw has its own
-    generator, so one more repeat does not change the earlier ones.
-    Of every class ``n_per_class`` rows are drawn, ``repeats`` times; of a smaller class all, with a
-    `ContrastWarning`. A second row of a subject (``groups``) is drawn only when every subject of
-    the class has given one. Else as `linear_probe`; ``l2="cv"`` needs at least two rows a class.
-
-    Returns:
-        Accuracy and balanced accuracy of every draw, their means, and the rows that were drawn.
-
-    Example:
-        >>> x, y = torch.eye(8), torch.arange(8) % 2
-        >>> len(few_label_probe(x, y, x, y, n_per_class=2, repeats=3).accuracies)
-        3
+    generator, so one more repeat does not change the earlier ones. Of a smaller class all rows are
+    drawn, with a `ContrastWarning`. A second row of a subject (``groups``) is drawn only when every
+    subject of the class has given one. ``l2="cv"`` needs at least two rows a class.
     """
     _check_probe("few_label_probe", train, y, test, l2, groups)
     check_integers("few_label_probe", "test_y", test_y, test.shape[0])
-    for name, value in (("n_per_class", n_per_class), ("repeats", repeats)):
-        if value < 1:
-            raise ContrastInputError("few_label_probe", name, f"is {value}", "pass at least 1")
+    check_least("few_label_probe", 1, n_per_class=n_per_class, repeats=repeats)
     features, mean, scale = standardise(train)
+    unseen = (test.detach().double() - mean) / scale
     labels = y.cpu().numpy()
     member = np.arange(len(labels)) if groups is None else groups.cpu().numpy()
     if int(np.unique(labels, return_counts=True)[1].min()) < n_per_class:
         found = "is larger than a class"
         fix = "all rows of that class are drawn; pass a smaller number"
         warn("few_label_probe", "n_per_class", found, fix)
-    drawn, plain, balanced = [], [], []
+    drawn, scores = [], []
     for repeat in range(repeats):
         source = np.random.default_rng([seed, repeat])
-        rows = _draw_rows(labels, member, n_per_class, source)
-        index = torch.from_numpy(rows).to(y.device)
+        drawn.append(_draw_rows(labels, member, n_per_class, source))
+        index = torch.from_numpy(drawn[-1]).to(y.device)
         chosen = None if groups is None else groups[index]
-        fitted = _fit("few_label_probe", features[index], y[index], l2, chosen)
-        probe = _predicted(fitted, mean, scale, test)
-        accuracy, recalls = _recalls(probe.predictions == test_y, test_y)
-        drawn.append(rows)
-        plain.append(accuracy)
-        balanced.append(float(np.mean(list(recalls.values()))))
-    return FewLabelProbe(
-        accuracy=float(np.mean(plain)),
-        balanced_accuracy=float(np.mean(balanced)),
-        accuracies=tuple(plain),
-        balanced_accuracies=tuple(balanced),
-        rows=tuple(drawn),
-    )
+        fit = _fit("few_label_probe", features[index], y[index], l2, chosen, unseen)
+        scores.append(_recalls(fit.predictions == test_y, test_y)[:2])
+    plain, balanced = zip(*scores, strict=True)
+    means = float(np.mean(plain)), float(np.mean(balanced))
+    return FewLabelProbe(*means, plain, balanced, tuple(drawn))
 
 
 def _draw_rows(
@@ -319,15 +272,31 @@ def _draw_rows(
     return np.sort(np.concatenate(chosen))
 
 
-def _fit(function: str, features: Tensor, y: Tensor, l2: Penalty, groups: Tensor | None) -> _Fit:
+class _Fit(NamedTuple):
+    """The first fields of `LinearProbe`."""
+
+    classes: Tensor
+    weight: Tensor
+    bias: Tensor
+    l2: float
+    held_out_losses: dict[float, float]
+    predictions: Tensor
+    probabilities: Tensor
+
+
+def _fit(
+    function: str, x: Tensor, y: Tensor, l2: Penalty, groups: Tensor | None, unseen: Tensor
+) -> _Fit:
+    """Fit standardised features, and predict unseen ones."""
     classes, index = torch.unique(y, return_inverse=True)
-    rows, basis = reduce_basis(features)
+    rows, basis = reduce_basis(x)
     losses: dict[float, float] = {}
     if l2 == "cv":
         l2, losses = _choose(function, rows, index, len(classes), groups)
     theta = fit_logistic(rows, index, len(classes), l2)
     weight = theta[:-1] if basis is None else basis @ theta[:-1]
-    return _Fit(classes, weight, theta[-1], l2, losses)
+    shares = torch.softmax(unseen @ weight + theta[-1], dim=1)
+    return _Fit(classes, weight, theta[-1], l2, losses, classes[shares.argmax(1)], shares)
 
 
 def fit_logistic(
@@ -384,9 +353,8 @@ def _choose(
             start = starts.get(number)
             theta = fit_logistic(rows[train], y[train], classes, l2, start, tolerance=1e-4)
             starts[number] = theta
-            known = test & torch.isin(
-                y, torch.unique(y[train])
-            )  # no fit can know the other classes
+            # No fit can know the other classes.
+            known = test & torch.isin(y, torch.unique(y[train]))
             logits = rows[known] @ theta[:-1] + theta[-1]
             losses.append(torch.nn.functional.cross_entropy(logits, y[known], reduction="none"))
         return float(torch.cat(losses).mean())
@@ -394,57 +362,35 @@ def _choose(
     return choose_penalty(function, held_out_loss)
 
 
-def _predicted(fitted: _Fit, mean: Tensor, scale: Tensor, test: Tensor) -> LinearProbe:
-    probabilities = _probabilities(fitted.weight, fitted.bias, mean, scale, test)
-    return LinearProbe(
-        **fitted._asdict(),
-        mean=mean,
-        scale=scale,
-        predictions=fitted.classes[probabilities.argmax(1)],
-        probabilities=probabilities,
-    )
-
-
-def _probabilities(weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    features = (x.detach().double() - mean) / scale
-    return torch.softmax(features @ weight + bias, dim=1)
-
-
-def _recalls(correct: Tensor, test_y: Tensor) -> tuple[float, dict[int, float]]:
+def _recalls(correct: Tensor, test_y: Tensor) -> tuple[float, float, dict[int, float]]:
+    """Accuracy, balanced accuracy, recall by class."""
     recalls = {
         int(label): float(correct[test_y == label].double().mean())
         for label in torch.unique(test_y)
     }
-    return float(correct.double().mean()), recalls
+    return float(correct.double().mean()), float(np.mean(list(recalls.values()))), recalls
 
 
 def _scored(
     probe: LinearProbe, test_y: Tensor, groups: Tensor | None, resamples: int, seed: int
 ) -> LinearProbe:
     correct = probe.predictions == test_y
-    accuracy, recalls = _recalls(correct, test_y)
-    index = torch.unique(test_y, return_inverse=True)[1]
-    member = torch.arange(len(test_y)) if groups is None else groups.cpu()
-    plain, balanced = bootstrap_classes(
-        index.cpu().numpy(), correct.cpu().numpy(), member.numpy(), resamples, seed
-    )
+    accuracy, balanced, recalls = _recalls(correct, test_y)
+    index = torch.unique(test_y, return_inverse=True)[1].cpu().numpy()
+    member = np.arange(len(index)) if groups is None else groups.cpu().numpy()
+    intervals = bootstrap_classes(index, correct.cpu().numpy(), member, resamples, seed)
     return replace(
         probe,
         accuracy=accuracy,
-        accuracy_interval=plain,
-        balanced_accuracy=float(np.mean(list(recalls.values()))),
-        balanced_accuracy_interval=balanced,
+        accuracy_interval=intervals[0],
+        balanced_accuracy=balanced,
+        balanced_accuracy_interval=intervals[1],
         per_class=recalls,
     )
 
 
 def _check_probe(
-    function: str,
-    train: Tensor,
-    y: Tensor,
-    test: Tensor,
-    l2: Penalty,
-    groups: Tensor | None,
+    function: str, train: Tensor, y: Tensor, test: Tensor, l2: Penalty, groups: Tensor | None
 ) -> None:
     check_dimension(function, train=train, test=test)
     check_finite(function, "train", train)

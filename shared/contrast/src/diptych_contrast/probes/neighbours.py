@@ -16,7 +16,7 @@ from diptych_contrast.inputs import (
     check_least,
     check_positive,
 )
-from diptych_contrast.kernel import unit_rows
+from diptych_contrast.kernel import products, unit_rows
 
 _QUERIES, _BANK = 1024, 4096  # a tile of similarities
 
@@ -47,18 +47,8 @@ def knn_probe(
 
     Each of the k rows of highest cosine s votes for its class with weight ``exp(s/temperature)``.
     Equal cosines at the cut: the lower bank row; equal votes: the lower class. Similarities are
-    held a tile at a time, in fp32 (fp64 for fp64 input).
-
-    Args:
-        bank: Embeddings with known class.
-        bank_y: Their classes, from 0.
-        query: Embeddings to classify.
-        k: Number of neighbours; cut to the bank's size with a `ContrastWarning`.
-        temperature: Above 0; the lower, the more the nearest one decides.
-        classes: Number of classes; default: the largest label plus 1.
-
-    Returns:
-        Predictions, vote shares, neighbours and their cosines.
+    held a tile at a time, in fp32 (fp64 for fp64 input). A k above the bank's size is cut, with a
+    `ContrastWarning`.
 
     Example:
         >>> knn_probe(torch.eye(3), torch.tensor([0, 1, 1]), torch.eye(3), k=1).predictions
@@ -104,7 +94,7 @@ def _nearest(rows: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, indices = rows.new_empty(len(rows), 0), bank.new_empty(len(rows), 0, dtype=torch.long)
     width = max(_BANK, 2 * k)
     for start in range(0, len(bank), width):
-        scores = rows @ bank[start : start + width].T
+        scores = products(rows, bank[start : start + width].T)
         tops, positions = _top(scores, min(k, scores.shape[1]))
         values = torch.cat([values, tops], dim=1)
         indices = torch.cat([indices, positions + start], dim=1)

@@ -23,7 +23,9 @@ class RetrievalDirection:
 
     Queries without a relevant item are left out. ``recall`` is a share in [0, 1] by k, for those
     k that are no larger than the number of candidates; ``recall_rows`` holds the same query by
-    query, ``queries`` the row numbers of these queries.
+    query, ``queries`` the row numbers of these queries. ``map_at_r`` is the mean average precision
+    at R, a query's number of relevant items (Musgrave et al., 2020); ranks are those of the first
+    relevant item.
     """
 
     recall: Mapping[int, float]
@@ -61,16 +63,8 @@ def retrieval(
     products of such numbers are exact, so equal embeddings tie exactly.
 
     Args:
-        x: Embeddings of one side.
-        y: Embeddings of the other side.
         relevant: For each row of ``x`` the one relevant row of ``y``, or a matrix that is true
             where several are. Default: the row of equal number.
-        ks: Ranks at which recall is measured.
-
-    Returns:
-        Recall at each k (a relevant item among the first k), mean average precision at R (R: the
-        number of relevant items of a query; Musgrave et al., 2020), rank of the first relevant
-        item, in both directions, and their sum.
 
     Example:
         >>> retrieval(torch.ones(4, 2), torch.ones(4, 2)).x_to_y.recall[1]
@@ -97,11 +91,6 @@ def recall_at_k(
 
     With g irrelevant candidates above the best relevant score, t irrelevant and m relevant ones
     at it: 0 for k <= g, 1 for k - g > t, else ``1 - C(t, k-g) / C(t+m, k-g)``.
-
-    Args:
-        scores: Scores of all candidates for each query; higher is better.
-        relevant: Which candidates are relevant, at least one a query.
-        ks: Numbers of candidates that are looked at.
 
     Example:
         >>> recall_at_k(torch.zeros(1, 4), torch.tensor([[True, False, False, False]]), [2]).item()
@@ -134,10 +123,6 @@ def expected_rank(
 
     Returns:
         ``g + (t + m + 1) / (m + 1)`` in the terms of `recall_at_k`, fp64.
-
-    Example:
-        >>> expected_rank(torch.zeros(1, 3), torch.tensor([[True, False, False]])).item()
-        2.0
     """
     _check_scores("expected_rank", scores, relevant)
     above, tied, hits = _first_relevant(scores, relevant)
@@ -243,13 +228,10 @@ def _check_ks(function: str, ks: Sequence[int]) -> None:
 
 def _check_scores(function: str, scores: Tensor, relevant: Tensor) -> None:
     if scores.ndim != 2 or scores.shape != relevant.shape or relevant.dtype is not torch.bool:
-        raise ContrastInputError(
-            function,
-            "relevant",
-            f"has shape {tuple(relevant.shape)} and dtype {relevant.dtype}, "
-            f"'scores' has {tuple(scores.shape)}",
-            "pass one bool a score, queries in rows and candidates in columns",
-        )
+        found = f"has shape {tuple(relevant.shape)} and dtype {relevant.dtype}, "
+        found += f"'scores' has {tuple(scores.shape)}"
+        fix = "pass one bool a score, queries in rows and candidates in columns"
+        raise ContrastInputError(function, "relevant", found, fix)
     check_finite(function, "scores", scores)
     if not bool(relevant.any(1).all()):
         found, fix = "has a query without a relevant candidate", "leave such queries out"

@@ -56,14 +56,6 @@ def ridge_probe(
     ``W = (X^T X / n + l2)^-1 X^T y / n``. ``"cv"`` chooses one l2 for all targets among 1e2 ..
     1e-6 by the held-out squared error, in units of each target's variance, in 5 folds.
 
-    Args:
-        train: Training embeddings.
-        y: Their targets, one or several columns.
-        test: Test embeddings.
-        l2: Weight of the penalty, above 0, or ``"cv"``.
-        groups: Subject of a training row; a subject is never in two folds.
-        test_y: Targets of the test rows, to score the predictions.
-
     Example:
         >>> x = torch.randn(50, 3)
         >>> ridge_probe(x, x[:, 0], x, l2=1e-6, test_y=x[:, 0]).r2[0] > 0.999

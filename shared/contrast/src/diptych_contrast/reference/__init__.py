@@ -1,7 +1,8 @@
 """Every loss once more in a few dense lines of float64: to read, and to compare against.
 
 One function a loss, named as the loss, from where `registry` takes it. Each takes the arguments of
-its loss that matter for the value, stores all scores, and gives the mean over valid rows.
+its loss that matter for the value, parity aside, stores all scores, and gives the mean over valid
+rows; queues are tensors.
 """
 
 from __future__ import annotations

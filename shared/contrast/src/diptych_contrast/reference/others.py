@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ def swav_loss(
     queue_scores: Sequence[Tensor] | None = None,
     n_iter: int = 3,
 ) -> Tensor:
-    """`diptych_contrast.swav_loss`, with Sinkhorn on exponentials."""
     losses = []
     for number, view in enumerate(assign):
         whole = scores[view].double().detach()
@@ -48,7 +46,6 @@ def proto_nce(
     temperature: float = 0.2,
     queue: Tensor | None = None,
 ) -> Tensor:
-    """`diptych_contrast.proto_nce`, dense; the queue is a tensor."""
     clusterings = zip(centroids, assignments, densities, strict=True)
     prototypes = [
         F.cross_entropy(unit(q) @ unit(centres).t() / density.double(), own)
@@ -69,41 +66,30 @@ def cacr(
     detach_weights: bool = True,
     queue: Tensor | None = None,
     tau_plus: float = 0.0,
-    parity: str | None = None,
 ) -> Tensor:
-    """`diptych_contrast.cacr`, dense."""
     v, n = len(views), len(views[0])
     z = unit(torch.cat(list(views)))
     sample = torch.arange(n).repeat(v)
     columns = z if queue is None else torch.cat([z, unit(queue)])
     owner = F.pad(sample, (0, len(columns) - len(z)), value=-1)
-    freeze = detach_weights and parity is None
 
     def mean(d2: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
         weights = logits.masked_fill(~mask, -math.inf).softmax(1)
-        return ((weights.detach() if freeze else weights) * d2).sum(1)
+        return ((weights.detach() if detach_weights else weights) * d2).sum(1)
 
     d2 = (z[:, None] - columns).square().sum(2)
+    near, other = d2[:, : v * n], sample[:, None] != owner
     sibling = (sample[:, None] == sample) & ~torch.eye(v * n, dtype=torch.bool)
-    pulled = mean(d2[:, : v * n], t_pos * d2[:, : v * n], sibling).mean()
-    near = (d2[:, : v * n] * sibling).sum(1) / (v - 1)
-    blocks = [(d2, sample[:, None] != owner, near)]
-    if parity == "official":
-        own = torch.eye(n, dtype=torch.bool)
-        parts = [d2[x * n : x * n + n, y * n : y * n + n] for x, y in combinations(range(v), 2)]
-        blocks = [(part, ~own, -part.diagonal()) for part in parts]
-    pushed = []
-    for part, mask, positive in blocks:
-        if kernel == "rbf":
-            pushed.append(mean((-2.0 * part).exp(), -t_neg * part, mask).mean().log())
-        else:
-            rows = -mean(part, -t_neg * part, mask)
-            pushed.append(((rows + tau_plus * positive) / (1 - tau_plus)).mean())
-    return alpha * pulled + beta * torch.stack(pushed).mean()
+    pulled = mean(near, t_pos * near, sibling).mean()
+    if kernel == "rbf":
+        pushed = mean((-2.0 * d2).exp(), -t_neg * d2, other).mean().log()
+    else:
+        positive = tau_plus * (near * sibling).sum(1) / (v - 1)
+        pushed = ((positive - mean(d2, -t_neg * d2, other)) / (1 - tau_plus)).mean()
+    return alpha * pulled + beta * pushed
 
 
 def amcl(heads_a: Tensor, heads_b: Tensor, net: PairTemperature, reg: float = 0.1) -> Tensor:
-    """`diptych_contrast.amcl`, dense."""
     loss, priors = [], []
     for head, (a, b) in enumerate(zip(heads_a, heads_b, strict=True)):
         z = unit(torch.cat([a, b]))
@@ -126,25 +112,19 @@ def arbitrary_pairs(
     pool: str = "rows",
     subspace_cosine: bool = False,
     penalty: float = 0.0,
-    parity: str | None = None,
 ) -> Tensor:
-    """`diptych_contrast.arbitrary_pairs`, dense."""
     g = gate(labels, partner_labels).double()
     x, y = unit(z)[:, None] * g[:, None], unit(k)[None] * g[:, None]
     scores = F.cosine_similarity(x, y, 2) if subspace_cosine else (x * y).sum(2)
     scores = scores / temperature
     positive = partner_labels[:, None] == labels
     negative = ~positive & (labels[:, None] != labels)
-    if parity is None:
-        positive = positive & ~torch.eye(len(z), dtype=torch.bool) & negative.any(1)[:, None]
+    positive = positive & ~torch.eye(len(z), dtype=torch.bool) & negative.any(1)[:, None]
     others = (scores.exp() * negative).sum(1, keepdim=True)
     terms = ((scores.exp() + others).log() - scores) * positive
     counts = positive.sum(1)
-    if pool == "pairs":
-        loss = terms.sum() / counts.sum()
-    else:
-        rows = terms.sum(1) / counts.clamp_min(1)
-        loss = rows.mean() if parity else rows.sum() / (counts > 0).sum()
+    mean = terms.sum(1) / counts.clamp_min(1)
+    loss = terms.sum() / counts.sum() if pool == "pairs" else mean[counts > 0].mean()
     return loss + penalty * (g * (1 - g)).mean()
 
 
@@ -156,7 +136,6 @@ def triplet(
     distance: str = "euclid",
     soft: bool = False,
 ) -> Tensor:
-    """`diptych_contrast.triplet`, dense."""
     x = unit(z)
     d = 1.0 - x @ x.t() if distance == "cosine" else torch.cdist(x, x, p=2.0)
     d = d.square() if distance == "squared" else d
@@ -195,26 +174,19 @@ def _mask(scores: Tensor, negatives: Tensor | None) -> Tensor:
     return off if negatives is None else off & negatives
 
 
-def _total(rows: Tensor, mask: Tensor | None, parity: str | None) -> Tensor:
-    count = len(rows) if mask is None else (mask.any(0) | mask.any(1)).sum()
-    return rows.sum() if parity else rows.sum() / count
+def _mean(rows: Tensor, mask: Tensor) -> Tensor:
+    return rows.sum() / (mask.any(0) | mask.any(1)).sum()
 
 
 def birank(
-    S: Tensor,
-    margin: float = 0.2,
-    hardest: bool = True,
-    *,
-    negatives: Tensor | None = None,
-    parity: str | None = None,
+    S: Tensor, margin: float = 0.2, hardest: bool = True, *, negatives: Tensor | None = None
 ) -> Tensor:
-    """`diptych_contrast.birank`, dense."""
     s = _scores(S)
     mask = _mask(s, negatives)
     sides = [(margin + side - side.diagonal()[:, None]).relu() for side in (s, s.t())]
     costs = [cost * on for cost, on in zip(sides, (mask, mask.t()), strict=True)]
     rows = sum((c.amax(1) if hardest else c.sum(1) for c in costs), torch.zeros(()))
-    return _total(rows, mask, parity)
+    return _mean(rows, mask)
 
 
 def boost_abs(
@@ -225,13 +197,11 @@ def boost_abs(
     gamma: float = 0.5,
     *,
     negatives: Tensor | None = None,
-    parity: str | None = None,
 ) -> Tensor:
-    """`diptych_contrast.boost_abs`, dense."""
     gain = _scores(S) - _scores(S_anchor).detach()
     costs = ((1 - gamma) * beta * margin + gain).relu() * _mask(gain, negatives)
     own = (gamma * beta * margin - gain.diagonal()).relu()
-    return _total(2 * own + costs.amax(1) + costs.amax(0), None, parity)
+    return (2 * own + costs.amax(1) + costs.amax(0)).mean()
 
 
 def boost_rel(
@@ -241,15 +211,12 @@ def boost_rel(
     beta: float = 1.0,
     *,
     negatives: Tensor | None = None,
-    parity: str | None = None,
 ) -> Tensor:
-    """`diptych_contrast.boost_rel`, dense."""
     gain = _scores(S) - _scores(S_anchor).detach()
-    return birank(gain, margin * beta, negatives=negatives, parity=parity)
+    return birank(gain, margin * beta, negatives=negatives)
 
 
 def boost_kl(S: Tensor, S_anchor: Tensor, *, negatives: Tensor | None = None) -> Tensor:
-    """`diptych_contrast.boost_kl`, dense."""
     s, a = _scores(S), _scores(S_anchor).detach()
     mask = _mask(s, negatives)
     own = mask | torch.eye(len(s), dtype=torch.bool)
@@ -258,16 +225,15 @@ def boost_kl(S: Tensor, S_anchor: Tensor, *, negatives: Tensor | None = None) ->
         p, q = ((10 * part).exp() * on for part in (y, x))
         p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
         rows = rows + torch.where(on, p * (p / q).log(), 0.0).sum(1)
-    return _total(rows, mask, None)
+    return _mean(rows, mask)
 
 
 def boost_pro(S: Tensor, S_anchor: Tensor, *, negatives: Tensor | None = None) -> Tensor:
-    """`diptych_contrast.boost_pro`, dense."""
     gain = 10 * (_scores(S) - _scores(S_anchor).detach())
     mask = _mask(gain, negatives)
     own = mask | torch.eye(len(gain), dtype=torch.bool)
     rows = log_sum(gain, own) + log_sum(gain.t(), own.t()) - 2 * gain.diagonal()
-    return _total(rows, mask, None)
+    return _mean(rows, mask)
 
 
 def label_guided(
@@ -280,7 +246,6 @@ def label_guided(
     *,
     real: Tensor | None = None,
 ) -> Tensor:
-    """`diptych_contrast.label_guided`, dense."""
     x, y = unit(img), unit(txt)
     eye = torch.eye(len(x), dtype=torch.bool)
     if labels.dim() == 1:
@@ -310,7 +275,6 @@ def sep_clr(
     target: Tensor,
     weights: tuple[float, float, float] = (1.0, 10.0, 10.0),
 ) -> Tensor:
-    """`diptych_contrast.sep_clr`, dense, for two or more targets; vectors of shape (2, n, d)."""
     c, s, y = unit(common), salient.double(), target.bool()
     kept = s * y[:, None]
     align = (c[0] - c[1]).square().sum(1).mean() + sum(_uniform(x) for x in c)

@@ -18,7 +18,6 @@ def nt_xent(
     ids: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """`diptych_contrast.nt_xent`, dense."""
     n = len(z1)
     z = torch.cat([unit(z1), unit(z2)])
     scores = z @ z.t() / temperature
@@ -42,7 +41,6 @@ def info_nce(
     row_negatives: Tensor | None = None,
     symmetric: bool = False,
 ) -> Tensor:
-    """`diptych_contrast.info_nce`, dense; the queue is a tensor."""
     if symmetric:
         return clip_loss(q, k, temperature)
     q, k = unit(q), unit(k)
@@ -66,7 +64,6 @@ def sup_con(
     mode: str = "out",
     base_temperature: float | None = None,
 ) -> Tensor:
-    """`diptych_contrast.sup_con`, dense; z of shape (v, n, d) or (n, d)."""
     views = z if z.dim() == 3 else z[None]
     rows = unit(views.flatten(0, 1))
     keys = torch.arange(views.shape[1]) if ids is None else ids
@@ -91,7 +88,6 @@ def soft_sup_con(
     temperature: float = 0.07,
     weights: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """`diptych_contrast.soft_sup_con`, dense; z of shape (v, n, d) or (n, d)."""
     views = z if z.dim() == 3 else z[None]
     count, n = views.shape[:2]
     rows = unit(views.flatten(0, 1))
@@ -109,7 +105,6 @@ def soft_sup_con(
 
 
 def clip_loss(x: Tensor, y: Tensor, temperature: float = 0.07) -> Tensor:
-    """`diptych_contrast.clip_loss`, dense."""
     scores = unit(x) @ unit(y).t() / temperature
     target = torch.arange(len(x))
     return (F.cross_entropy(scores, target) + F.cross_entropy(scores.t(), target)) / 2
@@ -122,14 +117,12 @@ def siglip(
     bias: float = -10.0,
     positives: Tensor | None = None,
 ) -> Tensor:
-    """`diptych_contrast.siglip`, dense."""
     scores = math.exp(log_scale) * unit(x) @ unit(y).t() + bias
     share = torch.eye(len(x)).double() if positives is None else positives.double()
     return -(share * F.logsigmoid(scores) + (1 - share) * F.logsigmoid(-scores)).sum(1).mean()
 
 
 def dcl(z1: Tensor, z2: Tensor, temperature: float = 0.1, weight: Tensor | None = None) -> Tensor:
-    """`diptych_contrast.dcl`, dense."""
     z, n = torch.cat([unit(z1), unit(z2)]), len(z1)
     scores = z @ z.t() / temperature
     other = ~torch.eye(n, dtype=torch.bool).repeat(2, 2)
@@ -138,19 +131,13 @@ def dcl(z1: Tensor, z2: Tensor, temperature: float = 0.1, weight: Tensor | None 
 
 
 def dclw(z1: Tensor, z2: Tensor, temperature: float = 0.1, sigma: float = 0.5) -> Tensor:
-    """`diptych_contrast.dclw`, dense."""
     near = ((unit(z1) * unit(z2)).sum(1) / sigma).exp()
     return dcl(z1, z2, temperature, 2 - near / near.mean())
 
 
 def hcl(
-    z1: Tensor,
-    z2: Tensor,
-    temperature: float = 0.5,
-    beta: float = 1.0,
-    tau_plus: float = 0.1,
+    z1: Tensor, z2: Tensor, temperature: float = 0.5, beta: float = 1.0, tau_plus: float = 0.1
 ) -> Tensor:
-    """`diptych_contrast.hcl`, dense."""
     z, n = torch.cat([unit(z1), unit(z2)]), len(z1)
     m = 2 * n - 2
     scores = z @ z.t() / temperature
@@ -163,7 +150,6 @@ def hcl(
 
 
 def debiased(z1: Tensor, z2: Tensor, temperature: float = 0.5, tau_plus: float = 0.1) -> Tensor:
-    """`diptych_contrast.debiased`, dense."""
     return hcl(z1, z2, temperature, 0.0, tau_plus)
 
 
@@ -178,7 +164,6 @@ def _classes(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def contrastive_margin(
     z: Tensor, labels: Tensor, margin: float = 1.0, distance: str = "euclid"
 ) -> Tensor:
-    """`diptych_contrast.contrastive_margin`, dense."""
     scores, positive, negative = _classes(z, labels)
     d = 1 - scores if distance == "cosine" else (2 - 2 * scores).clamp_min(0).sqrt()
     pull = (d.square() * positive).sum(1) / positive.sum(1)
@@ -194,7 +179,6 @@ def multi_similarity(
     base: float = 0.5,
     eps: float = 0.1,
 ) -> Tensor:
-    """`diptych_contrast.multi_similarity`, dense."""
     s, positive, negative = _classes(z, labels)
     easiest = s.masked_fill(~positive, math.inf).amin(1, keepdim=True)
     hardest = s.masked_fill(~negative, -math.inf).amax(1, keepdim=True)
@@ -204,13 +188,8 @@ def multi_similarity(
 
 
 def n_pairs(
-    z1: Tensor,
-    z2: Tensor,
-    temperature: float = 1.0,
-    labels: Tensor | None = None,
-    l2: float = 0.0,
+    z1: Tensor, z2: Tensor, temperature: float = 1.0, labels: Tensor | None = None, l2: float = 0.0
 ) -> Tensor:
-    """`diptych_contrast.n_pairs`, dense; ``l2`` counts unit rows."""
     scores = unit(z1) @ unit(z2).t() / temperature
     keys = torch.arange(len(z1)) if labels is None else labels
     other = keys[:, None] != keys
@@ -219,7 +198,6 @@ def n_pairs(
 
 
 def circle(z: Tensor, labels: Tensor, m: float = 0.25, gamma: float = 256.0) -> Tensor:
-    """`diptych_contrast.circle`, dense."""
     s, positive, negative = _classes(z, labels)
     pull = -gamma * (1 + m - s).relu().detach() * (s - 1 + m)
     push = gamma * (s + m).relu().detach() * (s - m)
@@ -227,14 +205,12 @@ def circle(z: Tensor, labels: Tensor, m: float = 0.25, gamma: float = 256.0) -> 
 
 
 def nt_xent_multi(views: Tensor, temperature: float = 0.5) -> Tensor:
-    """`diptych_contrast.nt_xent_multi`, dense."""
     return sup_con(views, torch.arange(views.shape[1]), temperature)
 
 
 def mv_info_nce(
     views: Tensor, temperature: float = 0.5, same_view_negatives: bool = False
 ) -> Tensor:
-    """`diptych_contrast.mv_info_nce`, dense."""
     scores, view, sample = _scores(views, temperature)
     other = view[:, None] != view
     pairs = ~torch.eye(len(view), dtype=torch.bool) if same_view_negatives else other
@@ -244,7 +220,6 @@ def mv_info_nce(
 
 
 def mv_dhel(views: Tensor, temperature: float = 0.5) -> Tensor:
-    """`diptych_contrast.mv_dhel`, dense."""
     scores, view, sample = _scores(views, temperature)
     same_view, same_sample = view[:, None] == view, sample[:, None] == sample
     negative = log_sum(scores, same_view & ~same_sample).view(len(views), -1).sum(0)
@@ -253,7 +228,6 @@ def mv_dhel(views: Tensor, temperature: float = 0.5) -> Tensor:
 
 
 def poly_view(views: Tensor, temperature: float = 0.5, aggregate: str = "geometric") -> Tensor:
-    """`diptych_contrast.poly_view`, dense."""
     scores, view, sample = _scores(views, temperature)
     same_sample = sample[:, None] == sample
     negative = log_sum(scores, ~same_sample)[:, None]
@@ -280,14 +254,11 @@ def soft_con(
     *,
     labels: Tensor | None = None,
     labelled: str = "one_hot",
-    parity: str | None = None,
 ) -> Tensor:
-    """`diptych_contrast.soft_con`, dense."""
-    if labels is not None and labelled == "one_hot" and parity is None:
+    if labels is not None and labelled == "one_hot":
         probs = probs.clone()
         probs[labels >= 0] = torch.eye(probs.shape[1]).to(probs)[labels[labels >= 0]]
-    loss = soft_sup_con(features, probs, temperature)
-    return loss if parity is None else loss * temperature / 0.07
+    return soft_sup_con(features, probs, temperature)
 
 
 def self_distillation(
@@ -298,7 +269,6 @@ def self_distillation(
     teacher_temperature: tuple[float, float] = (0.07, 0.04),
     warmup: int = 30,
 ) -> Tensor:
-    """`diptych_contrast.self_distillation`, dense."""
     t = torch.linspace(*teacher_temperature, warmup, dtype=torch.float64)[min(epoch, warmup - 1)]
     logits = student.double()
     pairs = [(a, b) for a in range(len(logits)) for b in range(len(logits)) if a != b]

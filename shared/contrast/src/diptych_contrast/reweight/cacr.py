@@ -11,15 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych_contrast.common import (
-    Common,
-    LossResult,
-    Options,
-    read_embeddings,
-    read_options,
-    read_views,
-    reduce_rows,
-)
+from diptych_contrast.common import Common, LossResult, Options, Parity, Views, read_options
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import (
     check_choice,
@@ -30,12 +22,10 @@ from diptych_contrast.inputs import (
     check_shape,
     check_share,
 )
-from diptych_contrast.kernel import PairMask, log_sums, pair_expect
-from diptych_contrast.kernel.normalize import unit_rows
+from diptych_contrast.kernel import PairMask, log_sums, pair_expect, products, unit_rows
 from diptych_contrast.rowwise import LOCAL, by_rows
 from diptych_contrast.state import KeyQueue
 
-Views = Float[Tensor, "v n d"] | tuple[Float[Tensor, "n d"], ...]
 _RBF_SHARPNESS = 2.0
 
 
@@ -50,7 +40,7 @@ def cacr(
     detach_weights: bool = True,
     queue: KeyQueue | Float[Tensor, "m d"] | None = None,
     tau_plus: float = 0.0,
-    parity: Literal["official"] | None = None,
+    parity: Parity = None,
     **common: Unpack[Common],
 ) -> LossResult:
     """Contrastive attraction and contrastive repulsion (Zheng et al., 2021, eqs. 6 to 8, CACR).
@@ -65,34 +55,28 @@ def cacr(
     ``parity="official"`` computes that.
 
     Args:
-        views: At least two views of the same samples, shape (v, n, d).
         t_pos: Sharpness of the attraction, >= 0.
         t_neg: Sharpness of the repulsion, >= 0.
-        alpha: Weight of the attraction.
-        beta: Weight of the repulsion.
         kernel: Cost of the repulsion; ``rbf`` has one value a batch, so only the mean.
         detach_weights: Take the weights as constants.
         queue: Further negatives without gradient, `KeyQueue` or shape (m, d).
         tau_plus: Share of negatives that are positives, in [0, 1), taken out of the repulsion r:
             ``(r + tau_plus mean_p d2_ip) / (1 - tau_plus)`` (``euclid``).
-        parity: ``official``: as the authors' code.
-        **common: See `Common`.
 
     Example:
         >>> round(cacr(torch.eye(4).repeat(2, 1, 1)).item(), 4)
         -2.0
     """
-    options = read_options("cacr", common, *LOCAL)
-    stack = read_views(options, "views", views)
+    options = read_options("cacr", common, *LOCAL, parity=parity)
+    stack = options.views("views", views)
     check_least("cacr", 0, t_pos=t_pos, t_neg=t_neg)
     _check_forms(options, stack, tau_plus, kernel, parity, queue)
     freeze = detach_weights and parity is None
-    with torch.autocast(stack.device.type, enabled=False):
-        squares = stack.square().sum(2)
-        close = squares[:, None] + squares - 2.0 * torch.einsum("vnd,wnd->vwn", stack, stack)
-        own = torch.eye(len(stack), dtype=torch.bool, device=stack.device)[:, :, None]
-        weights = (t_pos * close).masked_fill(own, -math.inf).softmax(1)
-        attraction = ((weights.detach() if freeze else weights) * close).sum(1)
+    squares, rows = stack.square().sum(2), stack.transpose(0, 1)
+    close = squares[:, None] + squares - 2.0 * products(rows, rows.mT).permute(1, 2, 0)
+    own = torch.eye(len(stack), dtype=torch.bool, device=stack.device)[:, :, None]
+    weights = (t_pos * close).masked_fill(own, -math.inf).softmax(1)
+    attraction = ((weights.detach() if freeze else weights) * close).sum(1)
     samples = torch.arange(stack.shape[1], device=stack.device)
     if parity == "official":
         terms = []
@@ -116,19 +100,13 @@ def cacr(
         return alpha * attraction.mean() + beta * _log_mean(repulsion)
     mean = close.masked_fill(own, 0.0).sum(1).flatten() / (len(stack) - 1)
     repulsion = (repulsion + tau_plus * mean) / (1 - tau_plus)
-    return reduce_rows(options, alpha * attraction.flatten() + beta * repulsion, None)
+    return options.reduce(alpha * attraction.flatten() + beta * repulsion, None)
 
 
 def _check_forms(
-    options: Options,
-    stack: Tensor,
-    tau_plus: float,
-    kernel: str,
-    parity: str | None,
-    queue: object,
+    options: Options, stack: Tensor, tau_plus: float, kernel: str, parity: str | None, queue: object
 ) -> None:
     check_choice("cacr", "kernel", kernel, "euclid", "rbf")
-    check_choice("cacr", "parity", parity, None, "official")
     check_share("cacr", "tau_plus", tau_plus)
     if kernel == "rbf" or parity is not None:  # one value a batch
         check_choice("cacr", "reduction", options.reduction, "mean")
@@ -153,7 +131,7 @@ def _repulsion(
     """Minus the weighted cost of every row, or with ``rbf`` the log of its weighted mean."""
 
     def block(x: Tensor, sample: Tensor, y: Tensor, other: Tensor) -> Tensor:
-        d2 = x.square().sum(1, keepdim=True) + y.square().sum(1) - 2.0 * (x @ y.t())
+        d2 = x.square().sum(1, keepdim=True) + y.square().sum(1) - 2.0 * products(x, y.t())
         logits = (-t_neg * d2).masked_fill(sample[:, None] == other, -math.inf)
         weights = logits.log_softmax(1)
         weights = weights.detach() if freeze else weights
@@ -212,7 +190,6 @@ def feature_transform(
     three to `info_nce`, and enqueue k itself: this function changes no queue.
 
     Args:
-        q: Unit queries, shape (n, d).
         k: Unit keys, shape (n, d), taken without gradient.
         queue: Unit keys of earlier batches, `KeyQueue` or shape (m, d).
         alpha_pos: Concentration of the extrapolation, > 0.
@@ -229,7 +206,7 @@ def feature_transform(
     options = read_options("feature_transform", {"normalize": False})
     check_positive(options.function, alpha_pos=alpha_pos, alpha_neg=alpha_neg)
     generator = check_generator(options.function, generator)
-    first, second = read_embeddings(options, q=q, k=k.detach()).unbind(0)
+    first, second = options.embeddings(q=q, k=k.detach()).unbind(0)
     stored = stored_keys(options, queue, first)
 
     def draw(like: Tensor, concentration: float) -> Tensor:

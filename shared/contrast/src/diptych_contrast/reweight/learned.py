@@ -15,18 +15,14 @@ from diptych_contrast.common import (
     Common,
     LossResult,
     Options,
+    Parity,
     TemperatureLike,
-    read_embeddings,
-    read_labels,
+    Views,
     read_options,
-    read_scale,
-    read_views,
-    reduce_rows,
 )
 from diptych_contrast.errors import ContrastInputError
 from diptych_contrast.inputs import check_choice
-from diptych_contrast.kernel.normalize import unit_rows
-from diptych_contrast.reweight.cacr import Views
+from diptych_contrast.kernel import products, unit_rows
 from diptych_contrast.rowwise import LOCAL, by_rows
 
 
@@ -39,12 +35,7 @@ class PairTemperature(nn.Module):
 
     Args:
         dim: Dimension of a head's output.
-        heads: Number of heads.
-        kind: ``bilinear`` or ``mlp``.
         low: Lowest temperature, > 0; the authors' 1e-5 overflows.
-        high: Highest temperature.
-        rank: Rank of ``bilinear``.
-        hidden: Hidden units of ``mlp``.
 
     Example:
         >>> net = PairTemperature(8, heads=1)
@@ -92,10 +83,11 @@ class PairTemperature(nn.Module):
         """Temperatures of all pairs for the parameters of one head."""
         first, bias, *more = weights
         if self.kind == "bilinear":
-            logits = F.linear(x, first) @ F.linear(y, first).t()
+            logits = products(products(x, first.t()), products(first, y.t()))
         else:
             other, offset, out = more
-            logits = (F.linear(x, first, offset)[:, None] + F.linear(y, other)).relu() @ out
+            units = (products(x, first.t()) + offset)[:, None] + products(y, other.t())
+            logits = products(units.relu().flatten(0, 1), out[:, None]).view(len(x), len(y))
         temperature: Tensor = self.low + (self.high - self.low) * (logits + bias).sigmoid()
         return temperature
 
@@ -111,23 +103,12 @@ def amcl(
 
     ``log sum_{j != i} exp(s_ij / t_ij) - s_ii' / t_ii'``, summed over heads, plus ``reg`` times the
     mean over heads and pairs of ``(d/2) log t + 1/t``, whose minimum is at ``t = 2/d``. The
-    authors' code does not run, so there is no parity.
-
-    Args:
-        heads_a: First view through every head, shape (heads, n, d).
-        heads_b: Second view, same shape.
-        temperature_net: `PairTemperature` of as many heads and dimensions.
-        reg: Weight of the regulariser.
-        **common: See `Common`.
-
-    Example:
-        >>> z = torch.ones(3, 4, 8)
-        >>> round(amcl(z, z, PairTemperature(8), reg=0.0).div(3).exp().item())
-        7
+    authors' code does not run, so there is no parity. The inputs are both views through every
+    head, shape (heads, n, d).
     """
     options = read_options("amcl", common, *LOCAL)
-    first = read_views(options, "heads_a", heads_a)
-    second = read_views(options, "heads_b", heads_b)
+    first = options.views("heads_a", heads_a)
+    second = options.views("heads_b", heads_b)
     expected = (temperature_net.heads, *first.shape[1:-1], temperature_net.dim)
     fix = f"pass shape ({expected[0]}, at least 2 samples as in 'heads_a', {expected[2]})"
     for name, value in (("heads_a", first), ("heads_b", second)):
@@ -137,7 +118,7 @@ def amcl(
         _amcl_rows(options, temperature_net, head, torch.cat([a, b]), reg)
         for head, (a, b) in enumerate(zip(first, second, strict=True))
     ]
-    return reduce_rows(options, torch.stack(rows).sum(0), None)
+    return options.reduce(torch.stack(rows).sum(0), None)
 
 
 def _amcl_rows(options: Options, net: PairTemperature, head: int, z: Tensor, reg: float) -> Tensor:
@@ -145,7 +126,7 @@ def _amcl_rows(options: Options, net: PairTemperature, head: int, z: Tensor, reg
 
     def block(x: Tensor, row: Tensor, partner: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
         temperature = net.of_pairs(x, y, *weights)
-        scores = (x @ y.t()) / temperature
+        scores = products(x, y.t()) / temperature
         own = row[:, None] == index
         loss = scores.masked_fill(own, -math.inf).logsumexp(1)
         loss = loss - scores.gather(1, partner[:, None])[:, 0]
@@ -163,17 +144,8 @@ class PairGate(nn.Module):
     """Which dimensions two classes share, in (0, 1) (Wu et al., 2024, SimLAP).
 
     The mean of both class embeddings -> ReLU, batch norm, linear, ReLU, batch norm, linear ->
-    sigmoid. 1,302,784 parameters for 1,000 classes and the default sizes.
-
-    Args:
-        num_classes: Number of classes.
-        dim_out: Dimension of the embeddings to gate.
-        dim_in: Dimension of a class embedding.
-        hidden: Hidden units.
-
-    Example:
-        >>> PairGate(10, 8)(torch.tensor([0, 1]), torch.tensor([2, 3])).shape
-        torch.Size([2, 8])
+    sigmoid; embeddings of ``dim_in`` give gates for ``dim_out`` dimensions. 1,302,784 parameters
+    for 1,000 classes and the default sizes.
     """
 
     def __init__(
@@ -205,10 +177,8 @@ def sample_partners(
     """Partner class of every row for `arbitrary_pairs`.
 
     Args:
-        labels: Class of every row, shape (n,).
         how: ``arbitrary`` permutes the labels of the batch, ``identical`` keeps them,
             ``distinct`` draws another class uniformly.
-        num_classes: Number of classes.
         generator: Source of the draw, on the device of ``labels``.
 
     Example:
@@ -237,7 +207,7 @@ def arbitrary_pairs(
     pool: Literal["rows", "pairs"] = "rows",
     subspace_cosine: bool = False,
     penalty: float = 0.0,
-    parity: Literal["official"] | None = None,
+    parity: Parity = None,
     **common: Unpack[Common],
 ) -> LossResult:
     """Contrast any two classes in the subspace a gate opens for them (Wu et al., 2024, SimLAP).
@@ -251,20 +221,11 @@ def arbitrary_pairs(
     the latter two.
 
     Args:
-        z: Rows, shape (n, d).
-        k: Columns of the same samples, shape (n, d).
-        labels: Class of every sample, shape (n,), from 0.
-        partner_labels: Class that each row is paired with, shape (n,); see `sample_partners`.
-        gate: Gates in [0, 1] of pairs of classes, shape (n, d): a `PairGate`.
-        temperature: t > 0.
+        partner_labels: Class that each row is paired with: `sample_partners`.
+        gate: Gives gates in [0, 1] of pairs of classes, shape (n, d): a `PairGate`.
         pool: Mean over ``rows`` of the mean over pairs, or over all ``pairs``.
         subspace_cosine: Divide by the lengths within the gate, so that S is a cosine over t.
         penalty: Weight of ``mean g (1 - g)``, which closes half-open gates.
-        parity: ``official``: as the authors' code.
-        **common: See `Common`.
-
-    Returns:
-        Shape (), or (n,) with ``reduction="none"``, whose mean it is.
 
     Example:
         >>> y = torch.arange(4)
@@ -272,24 +233,23 @@ def arbitrary_pairs(
         >>> arbitrary_pairs(torch.eye(4), torch.eye(4), y, y.roll(1), open_gate).exp().item()
         3.0
     """
-    options = read_options("arbitrary_pairs", common, *LOCAL)
-    rows, columns = read_embeddings(options, z=z, k=k).unbind(0)
-    labels = read_labels(options, "labels", labels, rows, lowest=0)
-    partners = read_labels(options, "partner_labels", partner_labels, rows, lowest=0)
-    scale = read_scale(options, temperature, rows)
+    options = read_options("arbitrary_pairs", common, *LOCAL, parity=parity)
+    rows, columns = options.embeddings(z=z, k=k).unbind(0)
+    labels = options.labels("labels", labels, rows, lowest=0)
+    partners = options.labels("partner_labels", partner_labels, rows, lowest=0)
+    scale = options.scale(temperature, rows)
     gates = _read_gates(gate(labels, partners), rows)
     check_choice("arbitrary_pairs", "pool", pool, "rows", "pairs")
-    check_choice("arbitrary_pairs", "parity", parity, None, "official")
     index = torch.arange(len(rows), device=rows.device)
 
     def block(
         x: Tensor, g: Tensor, own: Tensor, partner: Tensor, row: Tensor, y: Tensor, beta: Tensor
     ) -> Tensor:
         if subspace_cosine:
-            lengths = (g.square() @ y.square().t()).clamp_min(1e-24).sqrt()
-            scores = (unit_rows(x * g) * g) @ y.t() / lengths * beta
+            lengths = products(g.square(), y.square().t()).clamp_min(1e-24).sqrt()
+            scores = products(unit_rows(x * g) * g, y.t()) / lengths * beta
         else:
-            scores = (x * g.square()) @ y.t() * beta
+            scores = products(x * g.square(), y.t()) * beta
         positive = partner[:, None] == labels
         negative = ~(positive | (own[:, None] == labels))
         if parity is None:
@@ -326,4 +286,4 @@ def _pooled(
         every = parity is not None or options.empty == "zero"
         mean = counts.mean() if every else counts.sum() / (counts > 0).sum().clamp_min(1)
         losses = total / mean.clamp_min(torch.finfo(total.dtype).tiny)
-    return reduce_rows(options, losses, None if parity else counts > 0)
+    return options.reduce(losses, None if parity else counts > 0)

@@ -13,6 +13,7 @@ from diptych.config import merge
 from diptych_mclrec.config import MCLRecConfig
 from diptych_mclrec.estimator import MCLRecRecommender
 from diptych_mclrec.pipeline import PIPELINE
+from diptych_mclrec.read import read_events
 
 torch.set_num_threads(1)
 SMALL = {
@@ -62,6 +63,8 @@ def test_a_frame_and_a_file_train_the_same_model(tmp_path):
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "time"], orient="row")
     by_file = MCLRecRecommender(**SMALL).fit(write_csv(tmp_path / "events.csv", rows))
     by_frame = MCLRecRecommender(**SMALL).fit(frame)
+    by_events = MCLRecRecommender(**SMALL).fit(read_events(tmp_path / "events.csv"))
+    assert np.array_equal(by_events.embed([["i1"]]), by_frame.embed([["i1"]]))
     assert np.array_equal(by_file.embed([["i1"]]), by_frame.embed([["i1"]]))
     assert by_file.ready.known is not None
     assert all(name.startswith("S-") for name in by_file.ready.known.subjects)

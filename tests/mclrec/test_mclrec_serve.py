@@ -132,6 +132,14 @@ def test_subjects_of_a_run_are_known_by_name_and_others_are_refused():
         .drop("subject")
         .equals(model.recommend([["code-4"]], k=3).drop("subject"))
     )
+    assert (
+        model.open("S-1")
+        .push("code-4")
+        .top(3)
+        .drop("subject")
+        .equals(model.recommend([["code-3", "code-9", "code-4"]], k=3).drop("subject"))
+    )
+    assert model.explain("S-1", "code-4")["item"].to_list() == ["code-3", "code-9"]
     with pytest.raises(ValueError, match="S-3"):
         model.recommend(["S-3"])
     with pytest.raises(ValueError, match="give histories"):

@@ -23,7 +23,7 @@ from diptych_mclrec.metrics import ranking_metrics, tiled_ranks
 from diptych_mclrec.model import SequenceEncoder
 from diptych_mclrec.plan import plan
 from diptych_mclrec.prepare import prepare
-from diptych_mclrec.sequences import Sequences
+from diptych_mclrec.sequences import EventTable, Sequences
 from diptych_mclrec.serve import BATCH, Recommender, Seen, Session, stored_histories
 from diptych_mclrec.task import build, modules
 from diptych_mclrec.windows import StepTable
@@ -77,8 +77,8 @@ class MCLRecRecommender:
         """Train on histories.
 
         Args:
-            X: A file or folder of events, a frame with one event a row, or lists of item names
-                (or of baskets of names), one a subject.
+            X: A file or folder of events, a frame or an `EventTable` with one event a row, or
+                lists of item names (or of baskets of names), one a subject.
             y: Not used.
 
         Returns:
@@ -89,6 +89,8 @@ class MCLRecRecommender:
             DataError: The findings of data that cannot be used.
         """
         config = self._config()
+        if isinstance(X, EventTable):
+            config = merge(config, {"data.kind": X.kind})
         with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             source, own = self._source(X, Path(folder))
             prepared = prepare(config, source, Path(folder) / "prepared")
@@ -168,6 +170,9 @@ class MCLRecRecommender:
         """What `prepare` reads, and the subjects' names where they are plain."""
         if isinstance(X, Path | str):
             return Path(X), None
+        if isinstance(X, EventTable):
+            columns = [one.name for one in X.frame if one.null_count() < len(one)]
+            X = X.frame.select(columns).drop("row", "source")
         table = X if isinstance(X, pl.DataFrame) else list_table(X)
         path = folder / "events.parquet"
         table.write_parquet(path)

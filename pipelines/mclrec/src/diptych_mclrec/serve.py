@@ -191,13 +191,13 @@ class Recommender:
         column = pl.Series("change", change if events > 1 else [None] * events, dtype=pl.Float64)
         return pl.DataFrame({"step": seen.steps, "item": names}).with_columns(column)
 
-    def open(self, history: Sequence[Any] = ()) -> Session:
+    def open(self, history: Sequence[Any] | str = ()) -> Session:
         """A session that grows event by event.
 
         Args:
-            history: Names or baskets of names, oldest first.
+            history: Names or baskets of names, oldest first; or a subject's name in ``known``.
         """
-        return Session(self, list(history))
+        return Session(self, history)
 
     def weight(self) -> Float[Tensor, "items H"]:
         """The item vectors, row = id of the catalogue."""
@@ -275,13 +275,13 @@ class Session:
 
     Args:
         recommender: The model.
-        history: Names or baskets of names.
+        history: As :meth:`Recommender.open` takes it.
 
     Example:
         ``recommender.open(["tea"]).push("rice").top(5)``
     """
 
-    def __init__(self, recommender: Recommender, history: list[Any]) -> None:
+    def __init__(self, recommender: Recommender, history: Sequence[Any] | str) -> None:
         self.recommender = recommender
         self._history = recommender.read([history]).sequences
 

@@ -263,9 +263,9 @@ class _Fitting:
         if machinery.scaler is not None and group.scaled:
             machinery.scaler.update()
         if group.skipped:
-            broken = [name for name, value, _ in logged if not math.isfinite(float(value))]
+            finite = {name: math.isfinite(_plain(value)) for name, value, _ in logged}
             items_of_step = [item for index in indices for item in source.batches[index]]
-            self.skip(items_of_step, list(dict.fromkeys(broken)))
+            self.skip(items_of_step, [name for name, good in finite.items() if not good])
             return
         state.skipped_in_a_row = 0
         for name, value, items in logged:
@@ -485,3 +485,7 @@ class _Fitting:
         if self.writes and self.folder is not None:
             with (self.folder / "log.txt").open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
+
+
+def _plain(value: torch.Tensor | float) -> float:
+    return float(value.detach() if isinstance(value, torch.Tensor) else value)

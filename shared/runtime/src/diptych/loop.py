@@ -303,8 +303,8 @@ class _Fitting:
             kept = f"the last good checkpoint is {checkpoint.best(self.folder, 'last').name}"
         raise TrainingError(
             f"{self.label}: {_SKIPS_TO_STOP} steps in a row without a finite loss or gradient "
-            f"norm{terms} (up to step {state.step}, epoch {state.epoch}; {kept}): lower optim.lr, set "
-            "train.clip, or look at the items named in log.txt"
+            f"norm{terms} (up to step {state.step}, epoch {state.epoch}; {kept}): lower optim.lr, "
+            "set train.clip, or look at the items named in log.txt"
         )
 
     def save_if_due(self, *, epoch_goes_on: bool, saved: bool = False) -> None:

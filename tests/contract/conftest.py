@@ -20,6 +20,7 @@ INSTALLED = sorted(point.name for point in entry_points(group="diptych.pipelines
 NAMES = ["toy", *(name for name in INSTALLED if name != "toy")]
 SMALL = {  # values that make a training short enough to be repeated
     "toy": [],
+    "mclrec": ["train.epochs=2", "evaluate.baselines=[markov1, sasrec]"],
     "mvcnet": ["train.epochs=2", "evaluate.baselines=[csp_lda]"],
     "pirads": [
         "train.epochs=1",
@@ -29,7 +30,8 @@ SMALL = {  # values that make a training short enough to be repeated
     ],
 }
 ONE_INPUT = {"pirads": "P01_t2.nii.gz"}  # of a sample that is described by a table
-FINAL_IS_TESTED = {"pirads"}  # the model that predicts has not seen the run's test people
+# the model that predicts has not seen what the run tests: other people, or later events
+FINAL_IS_TESTED = {"mclrec", "pirads"}
 RECIPE = ["--recipe", "demo"]
 
 

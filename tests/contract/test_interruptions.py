@@ -15,7 +15,7 @@ from .kills import train_with_kills
 from .test_runs import weights
 
 KILLS = int(os.environ.get("DIPTYCH_KILLS", "4"))  # 20 for a thorough look
-EPOCHS = {"toy": 40, "mvcnet": 5, "pirads": 4}
+EPOCHS = {"toy": 40, "mclrec": 3, "mvcnet": 5, "pirads": 4}
 
 
 def options(subject: Subject, *more: str) -> list[object]:

@@ -114,6 +114,11 @@ def _require_parity(graph: Exportable, run: Callable[[], list[np.ndarray]], name
     with torch.no_grad():
         expected = _arrays(graph.module(*graph.examples.values()))
     for want, got in zip(expected, run(), strict=True):
+        if want.dtype.kind in "biu" and not np.array_equal(want, got):
+            raise TrainingError(
+                f"export of '{name}': {int((want != got).sum())} of {want.size} whole numbers "
+                "differ: no file was written; use another --format"
+            )
         scale = max(float(np.abs(want).max()), 1e-12)
         error = float(np.abs(want - got).max()) / scale
         if not error <= graph.tolerance:

@@ -263,7 +263,9 @@ class _Fitting:
         if machinery.scaler is not None and group.scaled:
             machinery.scaler.update()
         if group.skipped:
-            self.skip([item for index in indices for item in source.batches[index]])
+            finite = {name: math.isfinite(_plain(value)) for name, value, _ in logged}
+            items_of_step = [item for index in indices for item in source.batches[index]]
+            self.skip(items_of_step, [name for name, good in finite.items() if not good])
             return
         state.skipped_in_a_row = 0
         for name, value, items in logged:
@@ -274,8 +276,12 @@ class _Fitting:
                     schedule.scheduler.step()
         machinery.keep_buffers()
 
-    def skip(self, items: Sequence[int]) -> None:
+    def skip(self, items: Sequence[int], broken: Sequence[str]) -> None:
         """Count a step that was not finite and undo what it did to batch statistics.
+
+        Args:
+            items: Of the step.
+            broken: Logged values that are not finite; none where only the gradients are not.
 
         Raises:
             TrainingError: It is the third in a row.
@@ -284,9 +290,10 @@ class _Fitting:
         self.machinery.restore_buffers()
         state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + 1
         names = ", ".join(str(item) for item in items)
+        terms = f" ({', '.join(broken)})" if broken else ""
         self.log(
             f"step {state.step} of epoch {state.epoch} was skipped: loss or gradient norm "
-            f"not finite; items {names}"
+            f"not finite{terms}; items {names}"
         )
         if state.skipped_in_a_row < _SKIPS_TO_STOP:
             return
@@ -296,8 +303,8 @@ class _Fitting:
             kept = f"the last good checkpoint is {checkpoint.best(self.folder, 'last').name}"
         raise TrainingError(
             f"{self.label}: {_SKIPS_TO_STOP} steps in a row without a finite loss or gradient "
-            f"norm (up to step {state.step}, epoch {state.epoch}; {kept}): lower optim.lr, set "
-            "train.clip, or look at the items named in log.txt"
+            f"norm{terms} (up to step {state.step}, epoch {state.epoch}; {kept}): lower optim.lr, "
+            "set train.clip, or look at the items named in log.txt"
         )
 
     def save_if_due(self, *, epoch_goes_on: bool, saved: bool = False) -> None:
@@ -478,3 +485,7 @@ class _Fitting:
         if self.writes and self.folder is not None:
             with (self.folder / "log.txt").open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
+
+
+def _plain(value: torch.Tensor | float) -> float:
+    return float(value.detach() if isinstance(value, torch.Tensor) else value)

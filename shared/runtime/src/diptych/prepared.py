@@ -221,7 +221,9 @@ def prepare_parts(
         except DataError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _publish(partial, target)
+        shutil.rmtree(partial / "parts")
+        (partial / "key.json").unlink()
+        publish(partial, target)
     return Prepared.open(target)
 
 
@@ -401,9 +403,13 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _publish(partial: Path, target: Path) -> None:
-    shutil.rmtree(partial / "parts")
-    (partial / "key.json").unlink()
+def publish(partial: Path, target: Path) -> None:
+    """Put a finished folder under its name; an older one makes way for it.
+
+    Args:
+        partial: The folder, beside the target.
+        target: Its name.
+    """
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

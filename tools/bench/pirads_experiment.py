@@ -164,7 +164,7 @@ def read(run: Path) -> dict[str, Any]:
     return found
 
 
-def header(names: Sequence[str] = tuple(zone.upper() for zone in ZONES)) -> str:
+def header(names: Sequence[str] = tuple(map(str.upper, ZONES))) -> str:
     """First lines of a table."""
     return row("", names) + "\n" + "|---" * (1 + len(names)) + "|"
 

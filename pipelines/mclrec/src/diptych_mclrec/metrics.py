@@ -22,7 +22,7 @@ from diptych.errors import TrainingError
 if TYPE_CHECKING:
     import polars as pl
 
-    from diptych_mclrec.split import Split
+    import diptych_mclrec.split
 
 Ties = Literal["pessimistic", "optimistic", "average"]
 KS = (5, 10, 20, 50)
@@ -360,7 +360,7 @@ def ranking_metrics(
 
 def evaluate(
     recommender: Any,
-    split: Split,
+    split: diptych_mclrec.split.Split,
     *,
     ks: Sequence[int] = KS,
     steps: Literal["last", "all"] = "last",

@@ -309,3 +309,26 @@ def test_an_input_error_survives_the_way_to_another_process():
     error = dc.ContrastInputError("nt_xent", argument="z1", found="is empty", fix="pass rows")
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.argument, copy.fix) == (str(error), "z1", "pass rows")
+
+
+LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
+WITH_NAN = {
+    "nt_xent": lambda x, y, **more: dc.nt_xent(x, y, ids=LABELS, **more),
+    "nt_xent, labels": lambda x, y, **more: dc.nt_xent(x, y, labels=LABELS, **more),
+    "dcl": lambda x, y, **more: dc.dcl(x, y, ids=LABELS, **more),
+    "sup_con": lambda x, y, **more: dc.sup_con(torch.stack([x, y]), LABELS, **more),
+    "clip_loss": dc.clip_loss,
+    "info_nce": dc.info_nce,
+    "mv_dhel": lambda x, y, **more: dc.mv_dhel(torch.stack([x, y]), **more),
+    "multi_similarity": lambda x, y, **more: dc.multi_similarity(x, LABELS, **more),
+    "contrastive_margin": lambda x, y, **more: dc.contrastive_margin(x, LABELS, **more),
+}
+
+
+@pytest.mark.parametrize("empty", ["skip", "zero"])
+@pytest.mark.parametrize("name", WITH_NAN)
+@pytest.mark.parametrize("rows", [1, 6])
+def test_a_row_that_is_no_number_is_not_taken_for_an_empty_one(name, rows, empty):
+    x, y = torch.randn(2, 6, 4)
+    x[:rows] = torch.nan
+    assert WITH_NAN[name](x, y, empty=empty).isnan()

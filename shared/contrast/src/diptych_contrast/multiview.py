@@ -91,7 +91,7 @@ def mv_dhel(
     sweeps = [_log_sums(options, view[None], scale, "not_self") for view in stacked]
     lse = torch.cat(sweeps)
     # Without a second sample in any process nothing repels.
-    valid = None if options.group is None else (lse > -torch.inf).all(0)
+    valid = None if options.group is None else (lse != -torch.inf).all(0)
     rows = lse.sum(0) - _sibling_scores(stacked, scale).flatten(0, 1).logsumexp(0)
     return options.reduce(rows + (math.log(2.0) if parity == "official" else 0.0), valid)
 

@@ -94,6 +94,6 @@ def pair_expect(
     mean = slope / scale
     if cost == "score":
         return log_sum, (a * mean[:, :-1]).sum(1) * beta
-    counts = log_sum > -math.inf
+    counts = log_sum != -math.inf
     expected = a.square().sum(1) + mean[:, -1] - 2.0 * (a * mean[:, :-1]).sum(1)
     return log_sum, expected.masked_fill(~counts, 0.0)

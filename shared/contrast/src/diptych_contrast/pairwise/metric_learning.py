@@ -78,8 +78,9 @@ def multi_similarity(
         fixed = s.detach()
         easiest = fixed.masked_fill(~positive, torch.inf).amin(1, keepdim=True) - eps
         hardest = fixed.masked_fill(~negative, -torch.inf).amax(1, keepdim=True) + eps
-        pull = _log_one_plus(-alpha * (s - base), positive & (fixed < hardest))
-        push = _log_one_plus(beta * (s - base), negative & (fixed > easiest))
+        # "not at least" instead of "less": a score that is no number is kept, and shows
+        pull = _log_one_plus(-alpha * (s - base), positive & ~(fixed >= hardest))
+        push = _log_one_plus(beta * (s - base), negative & ~(fixed <= easiest))
         return pull / alpha + push / beta
 
     return _labelled("multi_similarity", z, labels, rows, common)
@@ -138,7 +139,7 @@ def n_pairs(
     if columns is None:
         columns, mask = second, replace(mask, col_id=keys)
     lse, _ = log_sums(first, columns, scale, ("~same_id",), keys=mask, engine=options.engine)
-    valid = lse[0] > -torch.inf
+    valid = lse[0] != -torch.inf
     gap = lse[0].masked_fill(~valid, 0.0) - (first * second).sum(1) * scale
     rows = F.softplus(gap, threshold=40)
     if l2:

@@ -79,7 +79,7 @@ def info_nce(
         pieces = pieces if "in_batch" in sources else [positive, *pieces]
         total = torch.stack(pieces)
         losses = torch.logsumexp(total, 0) - positive
-        valid = None if "in_batch" in sources else (total[1:] > -torch.inf).any(0)
+        valid = None if "in_batch" in sources else (total[1:] != -torch.inf).any(0)
     loss = options.reduce(losses, valid)
     if not options.return_info:
         return loss

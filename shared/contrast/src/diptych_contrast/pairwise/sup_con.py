@@ -184,7 +184,7 @@ def soft_sup_con(
     peak, engine = options.return_info, options.engine
     sums, top = log_sums(rows, columns, scale, ("not_self",), keys=keys, peak=peak, engine=engine)
     lse = sums[0]
-    valid = valid & (lse > -torch.inf)
+    valid = valid & (lse != -torch.inf)
     loss = options.reduce(lse.masked_fill(~valid, 0.0) - positive, valid)
     if not options.return_info:
         return loss

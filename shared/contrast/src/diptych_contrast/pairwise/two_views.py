@@ -237,7 +237,7 @@ def _read(
     peak, engine = options.return_info, options.engine
     lse, top = log_sums(z, columns, scale, (mask,), keys=keys, peak=peak, engine=engine)
     lse = lse.view(2, -1)
-    valid = lse > -torch.inf if apart else None
+    valid = lse != -torch.inf if apart else None
     positive = (first * second).sum(1) * scale
     return _Views(lse, positive, valid, z, scale, apart, not words, top)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from diptych import prepared as prepared_module
 from diptych.contract import Fit
 from diptych.errors import DataError
 from diptych.initial import seen_sources
@@ -94,11 +96,14 @@ def test_an_interrupted_preparation_goes_on_where_it_was(tmp_path: Path) -> None
 def test_arrays_are_whole_when_the_process_dies_while_they_are_gathered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*_: object) -> None:
+    gather = prepared_module._assemble
+
+    def die(*given: Any) -> None:
+        gather(*given)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("diptych.prepared._publish", die)
+        patch.setattr(prepared_module, "_assemble", die)
         with pytest.raises(KeyboardInterrupt):
             prepared(tmp_path / "p", SOURCES, convert)
 

@@ -150,7 +150,7 @@ def test_views_are_of_prefixes_that_may_end_anywhere():
 
 
 @pytest.mark.parametrize("schedule", ["two_stage", "official", "joint", "bilevel"])
-@pytest.mark.parametrize("unit", ["prefix", "sequence"])
+@pytest.mark.parametrize("unit", [pytest.param("prefix", marks=pytest.mark.slow), "sequence"])
 def test_every_schedule_learns_to_predict_what_follows(schedule, unit):
     """Item i is followed by i + 1: after some epochs the rank of the target has risen."""
     cycle = [np.arange(start, start + 8) % ITEMS + 1 for start in range(ITEMS)] * 3
